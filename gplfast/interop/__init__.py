@@ -1,0 +1,1 @@
+"""Formats and drop-ins of other tools, one file per tool."""

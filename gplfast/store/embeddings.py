@@ -1,0 +1,208 @@
+"""One matrix of embeddings per model, memory-mapped, written shard by shard."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gplfast.errors import ArtifactError, DTypeError, ShapeError
+from gplfast.store.atomic import atomic_write, read_json, write_json
+
+logger = logging.getLogger(__name__)
+_MATRIX = "embeddings.npy"
+_RECORD = "embeddings.json"
+_DTYPES = ("float32", "float16")
+
+
+class EmbeddingStore:
+    """A (n_rows, dim) matrix in `embeddings.npy`, filled in place by shards of `shard_rows` rows.
+
+    `embeddings.json` lists the shards that are on disk, each with its hash. A shard is listed only after its bytes
+    were fsynced, so a killed run goes on where it was. Opening with another fingerprint, shape, type or shard size
+    starts anew.
+
+    Example:
+        store = EmbeddingStore(work.artifact("embeddings"), fingerprint, dim, len(corpus))
+        for shard in store.missing():
+            store.write(shard, model.encode(corpus.texts(store.rows(shard))))
+        matrix = store.array()
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        fingerprint: str,
+        dim: int,
+        n_rows: int,
+        *,
+        dtype: str = "float32",
+        shard_rows: int = 16_384,
+    ) -> None:
+        """Open or begin the matrix.
+
+        Args:
+            directory: created when missing; one matrix per directory.
+            fingerprint: of everything the values depend on: weights, texts and their order, prompt, length.
+            dim: columns.
+            n_rows: rows.
+            dtype: "float32" or "float16".
+            shard_rows: rows per shard; the last one may have fewer.
+
+        Raises:
+            DTypeError: when dtype is another one.
+            ShapeError: when dim or shard_rows is below 1 or n_rows below 0.
+            OSError: when the disk has no room for the matrix (reserved at once, not half-way through).
+        """
+        if dtype not in _DTYPES:
+            raise DTypeError(f"embeddings: dtype is {dtype} but only {' and '.join(_DTYPES)} are stored; choose one")
+        if dim < 1 or n_rows < 0 or shard_rows < 1:
+            raise ShapeError(
+                f"embeddings: n_rows {n_rows}, dim {dim}, shard_rows {shard_rows} cannot be; use positive numbers"
+            )
+        self.directory = Path(directory)
+        self.dim, self.n_rows, self.shard_rows, self.dtype = dim, n_rows, shard_rows, np.dtype(dtype)
+        self.n_shards = -(-n_rows // shard_rows)
+        self._identity: dict[str, Any] = {
+            "schema_version": 1,
+            "fingerprint": fingerprint,
+            "n_rows": n_rows,
+            "dim": dim,
+            "dtype": dtype,
+            "shard_rows": shard_rows,
+        }
+        self._done = self._open()
+
+    @property
+    def path(self) -> Path:
+        """The .npy file."""
+        return self.directory / _MATRIX
+
+    def missing(self) -> list[int]:
+        """The shards that are to be written, ascending."""
+        return [shard for shard in range(self.n_shards) if str(shard) not in self._done]
+
+    def rows(self, shard: int) -> range:
+        """The rows of a shard."""
+        if not 0 <= shard < self.n_shards:
+            raise ShapeError(f"embeddings: shard {shard} but there are {self.n_shards}; use one of missing()")
+        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.n_rows))
+
+    def write(self, shard: int, values: NDArray[Any]) -> None:
+        """Write the rows of one shard.
+
+        Args:
+            shard: its number.
+            values: (len(rows(shard)), dim), C-contiguous, of the store's dtype.
+
+        Raises:
+            ShapeError: when the shape is another one.
+            DTypeError: when the type or memory order is another one.
+            OSError: when the disk fails; the shard then stays missing.
+        """
+        rows = self.rows(shard)
+        if values.shape != (len(rows), self.dim):
+            raise ShapeError(f"embeddings: shard {shard} has shape {values.shape} but needs {(len(rows), self.dim)}")
+        if values.dtype != self.dtype or not values.flags.c_contiguous:
+            raise DTypeError(
+                f"embeddings: shard {shard} is {values.dtype}{'' if values.flags.c_contiguous else ', not C-contiguous'} "
+                f"but the store is {self.dtype}, C-contiguous; use numpy.ascontiguousarray(x, dtype='{self.dtype}')"
+            )
+        # pwrite and not the memory map: a full disk is then an OSError and not a signal that ends the process.
+        content = memoryview(values.reshape(-1)).cast("B")
+        offset = self._header_bytes() + rows.start * self.dim * self.dtype.itemsize
+        with open(self.path, "r+b", buffering=0) as file:
+            written = 0
+            while written < len(content):
+                written += os.pwrite(file.fileno(), content[written:], offset + written)
+            os.fsync(file.fileno())
+        self._done[str(shard)] = _hash(content)
+        self._write_record()
+
+    def array(self) -> NDArray[Any]:
+        """The whole matrix, memory-mapped read-only, C-contiguous, of the store's dtype.
+
+        Raises:
+            ArtifactError: when shards are missing.
+        """
+        if missing := self.missing():
+            done = self.n_shards - len(missing)
+            raise ArtifactError(f"{self.path} is incomplete: {done} of {self.n_shards} shards; write the missing ones")
+        if self.n_rows == 0:
+            return np.empty((0, self.dim), self.dtype)
+        matrix: NDArray[Any] = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        return matrix
+
+    def verify(self) -> None:
+        """Compare every written shard with its hash; reads the whole file.
+
+        Raises:
+            ArtifactError: naming the first shard that changed since it was written.
+        """
+        matrix = np.load(self.path, mmap_mode="r", allow_pickle=False) if self.n_rows else None
+        for shard in range(self.n_shards):
+            rows = self.rows(shard)
+            if matrix is None or str(shard) not in self._done:
+                continue
+            content = memoryview(np.ascontiguousarray(matrix[rows.start : rows.stop]).reshape(-1)).cast("B")
+            if _hash(content) != self._done[str(shard)]:
+                raise ArtifactError(
+                    f"{self.path}: shard {shard} (rows {rows.start} to {rows.stop - 1}) changed since it was written; "
+                    f"delete {self.directory} to make it again"
+                )
+
+    def _open(self) -> dict[str, str]:
+        record = self.directory / _RECORD
+        try:
+            found = read_json(record)
+            done = found.pop("done") if isinstance(found, dict) else None
+        except (FileNotFoundError, KeyError):
+            found, done = None, None
+        except ArtifactError as error:
+            logger.warning("%s; embedding again", error)
+            found, done = None, None
+        if found == self._identity and isinstance(done, dict) and self._matrix_fits():
+            return dict(done)
+        # The record goes first: a kill in between must not leave a list of shards beside another matrix.
+        record.unlink(missing_ok=True)
+        with atomic_write(self.path) as file:
+            file.write(self._header())
+            file.flush()
+            if self.n_rows:
+                os.posix_fallocate(file.fileno(), 0, self._file_bytes())
+        self._done = {}
+        self._write_record()
+        return self._done
+
+    def _write_record(self) -> None:
+        write_json(self.directory / _RECORD, {**self._identity, "done": self._done})
+
+    def _matrix_fits(self) -> bool:
+        """Whether the file has the header and the length that it should have."""
+        if not self.path.is_file() or self.path.stat().st_size != self._file_bytes():
+            return False
+        with open(self.path, "rb") as file:
+            return file.read(self._header_bytes()) == self._header()
+
+    def _header(self) -> bytes:
+        from io import BytesIO
+
+        buffer = BytesIO()
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.n_rows, self.dim)}
+        np.lib.format.write_array_header_1_0(buffer, header)
+        return buffer.getvalue()
+
+    def _header_bytes(self) -> int:
+        return len(self._header())
+
+    def _file_bytes(self) -> int:
+        return self._header_bytes() + self.n_rows * self.dim * self.dtype.itemsize
+
+
+def _hash(content: memoryview) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
