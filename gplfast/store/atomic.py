@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from gplfast.errors import ArtifactError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pyarrow as pa
 
 # Pages and row groups are cut by row counts that we choose, so the bytes do not depend on the chunks of the table.
@@ -39,7 +40,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        os.replace(temporary, final)
+        temporary.replace(final)
     except BaseException:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -50,7 +51,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Yield a binary file that becomes `path` when the body ends without an error (see `atomic_path`)."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         yield file
 
 
@@ -66,13 +67,13 @@ def remove_leftovers(directory: str | Path) -> int:
     return len(found)
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: object) -> None:
     """Write `value` as JSON with sorted keys: equal values give equal bytes."""
     with atomic_write(path) as file:
         file.write(json_bytes(value))
 
 
-def json_bytes(value: Any) -> bytes:
+def json_bytes(value: object) -> bytes:
     """The bytes that `write_json` writes.
 
     Raises:
@@ -83,7 +84,7 @@ def json_bytes(value: Any) -> bytes:
     return text.encode("utf-8", errors="surrogatepass") + b"\n"
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path) -> Any:  # noqa: ANN401 (whatever JSON holds)
     """Read a JSON file of a work directory.
 
     Raises:

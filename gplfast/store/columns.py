@@ -21,6 +21,7 @@ class ColumnBuilder:
     """
 
     def __init__(self, name: str, unit: str, columns: tuple[str, ...]) -> None:
+        """Begin an empty table; `name` and `unit` ("line", "row", …) are for errors."""
         self._name, self._unit = name, unit
         self._schema = pa.schema([pa.field(column, pa.large_string(), nullable=False) for column in columns])
         self._pending: list[tuple[str, ...]] = []

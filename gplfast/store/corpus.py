@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from gplfast.errors import DataError
 from gplfast.store.columns import ColumnBuilder, fingerprint
 from gplfast.store.readers import Columns, open_source
 from gplfast.store.split import split_words as _split
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 _MOST_LISTED = 5
@@ -30,6 +34,7 @@ class Corpus:
     """
 
     def __init__(self, table: pa.Table, *, empty_ids: Sequence[str] = (), split_words: int | None = None) -> None:
+        """Wrap a table that `load_corpus` made, or one of the same columns."""
         self.table = table
         self.empty_ids = frozenset(empty_ids)
         self.split_words = split_words
@@ -166,6 +171,7 @@ class Queries:
     """
 
     def __init__(self, table: pa.Table, *, empty_ids: Sequence[str] = ()) -> None:
+        """Wrap a table that `load_queries` made, or one of the same columns."""
         self.table = table
         self.empty_ids = frozenset(empty_ids)
 

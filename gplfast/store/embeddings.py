@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gplfast.errors import ArtifactError, DTypeError, ShapeError
 from gplfast.store.atomic import atomic_write, read_json, write_json
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 _MATRIX = "embeddings.npy"
@@ -110,13 +113,14 @@ class EmbeddingStore:
             raise ShapeError(f"embeddings: shard {shard} has shape {values.shape} but needs {(len(rows), self.dim)}")
         if values.dtype != self.dtype or not values.flags.c_contiguous:
             raise DTypeError(
-                f"embeddings: shard {shard} is {values.dtype}{'' if values.flags.c_contiguous else ', not C-contiguous'} "
-                f"but the store is {self.dtype}, C-contiguous; use numpy.ascontiguousarray(x, dtype='{self.dtype}')"
+                f"embeddings: shard {shard} is {values.dtype}"
+                f"{'' if values.flags.c_contiguous else ', not C-contiguous,'} but the store is {self.dtype}, "
+                f"C-contiguous; use numpy.ascontiguousarray(x, dtype='{self.dtype}')"
             )
         # pwrite and not the memory map: a full disk is then an OSError and not a signal that ends the process.
-        content = memoryview(values.reshape(-1)).cast("B")
+        content = _content(values)
         offset = self._header_bytes() + rows.start * self.dim * self.dtype.itemsize
-        with open(self.path, "r+b", buffering=0) as file:
+        with self.path.open("r+b", buffering=0) as file:
             written = 0
             while written < len(content):
                 written += os.pwrite(file.fileno(), content[written:], offset + written)
@@ -149,7 +153,7 @@ class EmbeddingStore:
             rows = self.rows(shard)
             if matrix is None or str(shard) not in self._done:
                 continue
-            content = memoryview(np.ascontiguousarray(matrix[rows.start : rows.stop]).reshape(-1)).cast("B")
+            content = _content(np.ascontiguousarray(matrix[rows.start : rows.stop]))
             if _hash(content) != self._done[str(shard)]:
                 raise ArtifactError(
                     f"{self.path}: shard {shard} (rows {rows.start} to {rows.stop - 1}) changed since it was written; "
@@ -186,12 +190,10 @@ class EmbeddingStore:
         """Whether the file has the header and the length that it should have."""
         if not self.path.is_file() or self.path.stat().st_size != self._file_bytes():
             return False
-        with open(self.path, "rb") as file:
+        with self.path.open("rb") as file:
             return file.read(self._header_bytes()) == self._header()
 
     def _header(self) -> bytes:
-        from io import BytesIO
-
         buffer = BytesIO()
         header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.n_rows, self.dim)}
         np.lib.format.write_array_header_1_0(buffer, header)
@@ -206,3 +208,8 @@ class EmbeddingStore:
 
 def _hash(content: memoryview) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _content(values: NDArray[Any]) -> memoryview:
+    content: memoryview = values.reshape(-1).view(np.uint8).data
+    return content

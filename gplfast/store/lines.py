@@ -7,11 +7,13 @@ import difflib
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from gplfast.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _GZIP_MARK = b"\x1f\x8b"
@@ -75,8 +77,8 @@ def csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
             row = next(reader, None)
         except csv.Error as error:
             raise DataError(
-                f"{path}: line {first}: broken {'TSV' if delimiter == chr(9) else 'CSV'} ({error}); a field with a quote "
-                'is written "…" with the quote doubled'
+                f"{path}: line {first}: broken {'TSV' if delimiter == chr(9) else 'CSV'} ({error}); "
+                'a field with a quote is written "…" with the quote doubled'
             ) from error
         finally:
             csv.field_size_limit(before)
@@ -95,18 +97,18 @@ def close_match(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """A JSON value's kind, in words."""
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return kinds.get(type(value), "null")
 
 
 def _open(path: Path) -> IO[bytes]:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         is_gzip = file.read(2) == _GZIP_MARK
     if path.suffix == ".gz" and not is_gzip and path.stat().st_size:
         raise DataError(f"{path}: is named .gz but is not gzip; rename it or compress it")
-    return cast("IO[bytes]", gzip.open(path, "rb")) if is_gzip else open(path, "rb")
+    return cast("IO[bytes]", gzip.open(path, "rb")) if is_gzip else path.open("rb")
 
 
 def _decode(line: bytes, path: Path, number: int) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gplfast.errors import ArtifactError, ConfigError
 from gplfast.store.atomic import read_json, write_json
 from gplfast.store.workdir import inside
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 MANIFEST_NAME = "manifest.json"
 PROGRESS_NAME = "shards.json"
@@ -107,20 +109,21 @@ class Manifest:
         }
 
 
-def manifest_of(value: Any, path: Path) -> Manifest:
+def manifest_of(value: object, path: Path) -> Manifest:
     """Build a manifest from JSON that was read at `path`.
 
     Raises:
         ArtifactError: when a field is missing or of the wrong type, or the key does not fit the content.
     """
     kinds = {"artifact": str, "schema_version": int, "inputs": dict, "config": dict, "models": dict, "counts": dict}
+    fields = value if isinstance(value, dict) else {}
     for name, kind in {**kinds, "files": dict, "key": str}.items():
-        if not isinstance(value, dict) or not isinstance(value.get(name), kind):
+        if not isinstance(fields.get(name), kind):
             raise ArtifactError(
                 f"cannot read {path}: {name} is missing or not a {kind.__name__}; delete it to start anew"
             )
-    manifest = Manifest(**{name: value[name] for name in [*kinds, "files"]})
-    if manifest.key != value["key"]:
+    manifest = Manifest(**{name: fields[name] for name in [*kinds, "files"]})
+    if manifest.key != fields["key"]:
         raise ArtifactError(f"cannot read {path}: its key does not fit its content; delete it to start anew")
     return manifest
 
@@ -168,7 +171,7 @@ def verify(directory: str | Path) -> None:
 def file_fingerprint(path: str | Path) -> str:
     """sha256 (hex) of a file's content, read in blocks."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         while block := file.read(_HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
@@ -198,7 +201,7 @@ def _fingerprints(name: str, new: dict[str, Any], old: dict[str, Any]) -> list[s
     return [f"{name}.{item} changed" for item in names if new[name].get(item) != old[name].get(item)]
 
 
-def _values(prefix: str, new: Any, old: Any) -> list[str]:
+def _values(prefix: str, new: object, old: object) -> list[str]:
     if not (isinstance(new, dict) and isinstance(old, dict)):
         return [] if new == old and type(new) is type(old) else [f"{prefix} is {_short(new)} but was {_short(old)}"]
     parts = []
@@ -212,6 +215,6 @@ def _values(prefix: str, new: Any, old: Any) -> list[str]:
     return parts
 
 
-def _short(value: Any, most_characters: int = 60) -> str:
+def _short(value: object, most_characters: int = 60) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= most_characters else text[: most_characters - 1] + "…"

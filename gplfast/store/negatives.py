@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gplfast.errors import ArtifactError, DTypeError, ShapeError
 from gplfast.store.atomic import read_parquet, write_parquet
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 _NAMES = b"gplfast.retrievers"
 
@@ -62,8 +63,8 @@ class Negatives:
                     )
             if len(ranked.indptr) != len(self.queries) + 1:
                 raise ShapeError(
-                    f"negatives of {name!r}: indptr has {len(ranked.indptr)} items but {len(self.queries)} queries need "
-                    f"{len(self.queries) + 1}"
+                    f"negatives of {name!r}: indptr has {len(ranked.indptr)} items but {len(self.queries)} queries "
+                    f"need {len(self.queries) + 1}"
                 )
             if ranked.indptr[0] != 0 or ranked.indptr[-1] != len(ranked.docs) or (np.diff(ranked.indptr) < 0).any():
                 raise ShapeError(f"negatives of {name!r}: indptr must rise from 0 to {len(ranked.docs)}")

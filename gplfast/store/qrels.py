@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -12,6 +11,8 @@ from gplfast.errors import DataError
 from gplfast.store.lines import csv_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from gplfast.store.corpus import Corpus, Queries
 
 Qrels: TypeAlias = dict[str, dict[str, int]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,7 +47,7 @@ class Source(NamedTuple):
     rows: Iterator[Row]
 
 
-def open_source(source: Any, columns: Columns, beir_file: str) -> Source:
+def open_source(source: Any, columns: Columns, beir_file: str) -> Source:  # noqa: ANN401 (its kind is what is found out)
     """Find out what `source` is and stream its rows.
 
     Args:
@@ -137,7 +137,7 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
         raise DataError(f"{path}: not a readable Parquet file ({reason}); copy or write it again") from error
 
 
-def _batch_rows(name: str, schema: pa.Schema, batches: Any, columns: Columns) -> Iterator[Row]:
+def _batch_rows(name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], columns: Columns) -> Iterator[Row]:
     import pyarrow as pa
 
     at = _positions(name, schema.names, columns)
@@ -199,9 +199,11 @@ def _text_files(root: Path) -> list[str]:
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if name.lower().endswith(_TEXT_SUFFIXES) and not name.startswith("."):
-                found.append((Path(folder) / name).relative_to(root).as_posix())
+        found += [
+            (Path(folder) / name).relative_to(root).as_posix()
+            for name in files
+            if name.lower().endswith(_TEXT_SUFFIXES) and not name.startswith(".")
+        ]
     return sorted(found)
 
 
@@ -217,6 +219,6 @@ def _positions(where: str, names: Sequence[str], columns: Columns) -> tuple[int,
     return list(names).index(columns.id), title, list(names).index(columns.text)
 
 
-def _names(names: Any, most: int = 12) -> str:
+def _names(names: Iterable[object], most: int = 12) -> str:
     shown = [str(name)[:40] for name in list(names)[:most]]
     return ", ".join(shown) + (", …" if len(list(names)) > most else "") if shown else "nothing"

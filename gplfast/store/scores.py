@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gplfast.errors import ArtifactError, DataError, ShapeError
 from gplfast.store.atomic import read_json, read_parquet, write_json, write_parquet
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
 _HASH_BYTES = 16
 _RECORD = "teacher.json"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,8 @@ from gplfast.store.atomic import read_parquet as _read_parquet
 from gplfast.store.manifest import MANIFEST_NAME, PROGRESS_NAME, Manifest, manifest_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     import pyarrow as pa
 
 logger = logging.getLogger(__name__)

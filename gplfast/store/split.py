@@ -6,7 +6,7 @@ import re
 
 _WORD = re.compile(r"\S+")
 # A full stop, question or exclamation mark (Western or CJK), with closing quotes and brackets, or a paragraph's end.
-_SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]»]*$")
+_SENTENCE_END = re.compile(r"[.!?\u2026\u3002\uff01\uff1f][\"'\u201d\u2019)\]\u00bb]*$")
 _PARAGRAPH = re.compile(r"\n\s*\n")
 
 

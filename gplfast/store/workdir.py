@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from gplfast.errors import ArtifactError, LockedError
 from gplfast.store.atomic import read_json, remove_leftovers, write_json
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from filelock import BaseFileLock
 
 _LOCK = ".lock"
@@ -40,6 +41,7 @@ class WorkDir:
     """
 
     def __init__(self, path: str | Path) -> None:
+        """Name the directory; nothing is created and no lock is taken before `with`."""
         self.root = Path(path)
         self._lock: BaseFileLock | None = None
 
