@@ -1,0 +1,186 @@
+"""A small writer of ONNX graphs: one method call per node, weights by name, fused operators where ONNX Runtime has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gplfast.errors import MissingExtraError, ModelError
+
+OPSET = 20
+IR_VERSION = 9
+# protobuf cannot hold 2 GiB in one message; weights beyond this go to a file beside the graph.
+EXTERNAL_DATA_BYTES = 1_800_000_000
+_MICROSOFT = {
+    "MultiHeadAttention",
+    "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+    "BiasGelu",
+    "FastGelu",
+}
+MASKED = -1e9  # an attention score that is masked; finite, so that a row without any key gives no NaN
+
+
+def import_onnx() -> Any:
+    """Import onnx, or say how to get it.
+
+    Raises:
+        MissingExtraError: onnx is not installed.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        message = "export: onnx is not installed; run: pip install 'gplfast[cpu]'  (or 'gplfast[gpu]')"
+        raise MissingExtraError(message) from error
+    return onnx
+
+
+class Graph:
+    """Collects nodes, weights, inputs and outputs, and writes them as one ONNX model."""
+
+    def __init__(self, name: str) -> None:
+        self._onnx = import_onnx()
+        self._name = name
+        self._nodes: list[Any] = []
+        self._inputs: list[Any] = []
+        self._outputs: list[Any] = []
+        self._weights: dict[str, np.ndarray[Any, Any]] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._count = 0
+
+    def input(self, name: str, dtype: type[np.generic], shape: Sequence[int | str]) -> str:
+        """Declare an input; string dimensions are free."""
+        self._inputs.append(self._value_info(name, dtype, shape))
+        return name
+
+    def output(self, value: str, name: str, dtype: type[np.generic], shape: Sequence[int | str]) -> None:
+        """Declare `value` as the output `name`."""
+        self._nodes.append(self._onnx.helper.make_node("Identity", [value], [name]))
+        self._outputs.append(self._value_info(name, dtype, shape))
+
+    def weight(self, name: str, value: np.ndarray[Any, Any]) -> str:
+        """Add a weight under its own name; the same name twice must be the same weight."""
+        # ascontiguousarray would turn a 0-d array into a 1-d one
+        self._weights.setdefault(name, np.asarray(value, order="C"))
+        return name
+
+    def constant(self, value: Any, dtype: type[np.generic] = np.int64) -> str:
+        """Add a small constant, once."""
+        array = np.asarray(value, dtype=dtype)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.weight(f"constant_{len(self._constants)}", array)
+        return self._constants[key]
+
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node with one output; an empty name leaves an optional input out."""
+        return self.op_n(kind, inputs, 1, attributes)[0]
+
+    def op_n(self, kind: str, inputs: Sequence[str], n_outputs: int, attributes: Mapping[str, Any]) -> list[str]:
+        """Add a node with several outputs."""
+        self._count += 1
+        names = [f"{kind.lower()}_{self._count}" + (f"_{i}" if i else "") for i in range(n_outputs)]
+        domain = "com.microsoft" if kind in _MICROSOFT else ""
+        self._nodes.append(self._onnx.helper.make_node(kind, list(inputs), names, domain=domain, **attributes))
+        return names
+
+    def linear(
+        self, value: str, name: str, weight: np.ndarray[Any, Any], bias: np.ndarray[Any, Any] | None = None
+    ) -> str:
+        """x @ weight.T + bias, for torch's (out, in) layout."""
+        product = self.op("MatMul", value, self.weight(f"{name}.weight.T", weight.T))
+        return product if bias is None else self.op("Add", product, self.weight(f"{name}.bias", bias))
+
+    def save(self, path: Path) -> None:
+        """Write the model; weights beyond protobuf's limit go to `<path>.data`."""
+        helper, numpy_helper = self._onnx.helper, self._onnx.numpy_helper
+        initializers = [numpy_helper.from_array(value, name) for name, value in self._weights.items()]
+        graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, initializers)
+        imports = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+        model = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="gplfast")
+        if sum(value.nbytes for value in self._weights.values()) > EXTERNAL_DATA_BYTES:
+            self._onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
+        else:
+            self._onnx.save_model(model, str(path))
+
+    def _value_info(self, name: str, dtype: type[np.generic], shape: Sequence[int | str]) -> Any:
+        element = self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return self._onnx.helper.make_tensor_value_info(name, element, list(shape))
+
+
+def activate(graph: Graph, value: str, activation: str, bias: str | None = None) -> str:
+    """Apply a network's activation by its transformers name, after adding `bias`.
+
+    Raises:
+        ModelError: an activation that is not known.
+    """
+    if activation == "gelu" and bias is not None:
+        return graph.op("BiasGelu", value, bias)
+    if activation in {"gelu_new", "gelu_pytorch_tanh", "gelu_fast"}:
+        return graph.op("FastGelu", value, *([bias] if bias is not None else []))
+    biased = value if bias is None else graph.op("Add", value, bias)
+    if activation == "gelu":
+        return graph.op("Gelu", biased)
+    if activation == "relu":
+        return graph.op("Relu", biased)
+    if activation in {"silu", "swish"}:
+        return graph.op("Mul", biased, graph.op("Sigmoid", biased))
+    if activation == "tanh":
+        return graph.op("Tanh", biased)
+    if activation == "sigmoid":
+        return graph.op("Sigmoid", biased)
+    if activation == "identity":
+        return biased
+    message = f"export: activation is {activation!r} but only gelu, gelu_new, relu, silu, tanh and sigmoid are known"
+    raise ModelError(message)
+
+
+def relative_buckets(distance: np.ndarray[Any, Any], *, bidirectional: bool, n_buckets: int, max_distance: int) -> Any:
+    """T5's bucket of each key-minus-query distance (Raffel et al. 2020; float32 as transformers computes it).
+
+    Args:
+        distance: int64, any shape.
+        bidirectional: True for encoders; False for decoders, where keys after the query fall into bucket 0.
+        n_buckets: buckets in all.
+        max_distance: from here on every distance falls into the last bucket.
+    """
+    buckets = np.zeros_like(distance)
+    if bidirectional:
+        n_buckets //= 2
+        buckets += (distance > 0) * n_buckets
+        distance = np.abs(distance)
+    else:
+        distance = np.maximum(-distance, 0)
+    exact = n_buckets // 2
+    ratio = np.maximum(distance, 1).astype(np.float32) / np.float32(exact)
+    scaled = np.log(ratio) / np.float32(np.log(max_distance / exact)) * np.float32(n_buckets - exact)
+    large = np.minimum(exact + scaled.astype(np.int64), n_buckets - 1)
+    return buckets + np.where(distance < exact, distance, large)
+
+
+def self_attention_bias(graph: Graph, sequence: str, table: np.ndarray[Any, Any], max_distance: int, name: str) -> str:
+    """Relative position bias of a bidirectional encoder.
+
+    Args:
+        graph: where to add the nodes.
+        sequence: name of the sequence length, an int64 scalar value.
+        table: (n_buckets, n_heads) float32.
+        max_distance: see `relative_buckets`; beyond it the bias is constant, so distances are clipped there.
+        name: of the weight.
+
+    Returns:
+        Name of a (1, n_heads, sequence, sequence) float32 value.
+    """
+    distances = np.arange(-max_distance, max_distance + 1)
+    buckets = relative_buckets(distances, bidirectional=True, n_buckets=len(table), max_distance=max_distance)
+    by_distance = graph.weight(name, table[buckets].astype(np.float32))
+    positions = graph.op("Range", graph.constant(0), sequence, graph.constant(1))
+    keys = graph.op("Unsqueeze", positions, graph.constant([0]))
+    queries = graph.op("Unsqueeze", positions, graph.constant([1]))
+    shifted = graph.op("Add", graph.op("Sub", keys, queries), graph.constant(max_distance))
+    clipped = graph.op("Clip", shifted, graph.constant(0), graph.constant(2 * max_distance))
+    bias = graph.op("Gather", by_distance, clipped, axis=0)
+    return graph.op("Unsqueeze", graph.op("Transpose", bias, perm=[2, 0, 1]), graph.constant([0]))

@@ -1,0 +1,122 @@
+"""The only place that opens ONNX Runtime sessions: threads, providers, and plain words when something is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gplfast.errors import MissingExtraError, ModelError, UnavailableError
+
+log = logging.getLogger(__name__)
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+
+
+def import_onnxruntime() -> Any:
+    """Import onnxruntime, or say how to get it.
+
+    Raises:
+        MissingExtraError: no onnxruntime is installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        message = "models: onnxruntime is not installed; run: pip install 'gplfast[cpu]'  (or 'gplfast[gpu]' for CUDA, never both)"
+        raise MissingExtraError(message) from error
+    return onnxruntime
+
+
+def default_threads() -> int:
+    """CPUs this process may run on; ONNX Runtime's own default counts the host's, which over-subscribes containers."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Session:
+    """One loaded ONNX graph: named arrays in, arrays out in the order of the graph's outputs."""
+
+    def __init__(self, path: Path, *, threads: int | None = None, provider: str = "cpu") -> None:
+        """Load the graph at `path`.
+
+        Args:
+            path: an .onnx file, with its external data beside it if it has any.
+            threads: intra-op threads; None takes every CPU this process may use.
+            provider: "cpu" or "cuda".
+
+        Raises:
+            MissingExtraError: no onnxruntime is installed.
+            UnavailableError: this onnxruntime lacks the provider.
+            ModelError: the file is damaged or not an ONNX graph.
+        """
+        ort = import_onnxruntime()
+        if provider not in PROVIDERS:
+            message = f"session: provider is {provider!r} but must be one of {', '.join(PROVIDERS)}"
+            raise UnavailableError(message)
+        available = ort.get_available_providers()
+        if PROVIDERS[provider] not in available:
+            message = (
+                f"session: provider {provider!r} needs {PROVIDERS[provider]} but this onnxruntime has "
+                f"{', '.join(available)}; install the matching extra (pip install 'gplfast[gpu]') or use provider 'cpu'"
+            )
+            raise UnavailableError(message)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads if threads is not None else default_threads()
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[provider]])
+        except Exception as error:  # onnxruntime has no common base class for load errors
+            message = (
+                f"session: {path} cannot be loaded by onnxruntime {ort.__version__}: {_first_line(error)}; "
+                "delete that folder to have it exported again"
+            )
+            raise ModelError(message) from error
+        self.inputs: tuple[str, ...] = tuple(node.name for node in self._session.get_inputs())
+        self.outputs: tuple[str, ...] = tuple(node.name for node in self._session.get_outputs())
+
+    def output_dim(self, name: str) -> int:
+        """Last dimension of an output, where the graph fixes it."""
+        (shape,) = (node.shape for node in self._session.get_outputs() if node.name == name)
+        return int(shape[-1])
+
+    def run(self, feed: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None = None) -> list[Any]:
+        """Run the graph once; inputs that the graph does not take are left out of `feed` by the caller."""
+        result: list[Any] = self._session.run(list(outputs) if outputs is not None else None, dict(feed))
+        return result
+
+
+def info() -> dict[str, Any]:
+    """What `gplfast info` shows about ONNX Runtime.
+
+    Returns:
+        installed: distribution name to version; providers: those of the importable one (empty without any);
+        threads: the default; conflict: a sentence when both distributions are there, else None. They write the same
+        folder, so the one installed last wins and CUDA may vanish.
+    """
+    installed: dict[str, str] = {}
+    for name in _DISTRIBUTIONS:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            log.debug("%s is not installed", name)
+    providers: list[str] = []
+    if installed:
+        providers = list(import_onnxruntime().get_available_providers())
+    conflict = None
+    if len(installed) > 1:
+        conflict = (
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; run: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu  (or onnxruntime)"
+        )
+    return {"installed": installed, "providers": providers, "threads": default_threads(), "conflict": conflict}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
