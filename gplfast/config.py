@@ -1,0 +1,386 @@
+"""The settings of every step: frozen dataclasses, presets, and how a file and flags are merged over a preset.
+
+Precedence, lowest first: the defaults below, the preset, the file (TOML or YAML), flags or keyword arguments. Every
+setting carries its help text and limits in the field, so the command line is generated from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gplfast.errors import ConfigError, MissingExtraError
+
+AUTO = 0
+
+
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    output: bool = True,
+) -> Any:
+    """A dataclass field with its help, limits, and whether it changes the step's output (else it never makes it stale)."""
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "output": output}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class InputConfig:
+    """How the corpus is read."""
+
+    split_words: int = _setting(0, "split passages longer than this many words on load (0: never)", low=0)
+    id_column: str = _setting("_id", "column of the ids (CSV, Parquet, JSON lines)", output=False)
+    title_column: str = _setting("title", "column of the titles", output=False)
+    text_column: str = _setting("text", "column of the texts", output=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+    """Queries from passages with a T5 generator (nucleus sampling, as GPL)."""
+
+    model: str = _setting("nano:generator", "query generator: a directory, a hub name or nano:generator", output=False)
+    queries_per_passage: int = _setting(
+        AUTO, "queries per passage (0: 250000 / passages when 3 x passages < 250000, else 3)", low=0
+    )
+    max_queries: int = _setting(0, "take a random sample of passages so that at most this many are drawn (0: all)", low=0)
+    top_k: int = _setting(25, "sample among the k likeliest tokens (0: all)", low=0)
+    top_p: float = _setting(0.95, "sample among the likeliest tokens that hold this share", low=1e-6, high=1.0)
+    temperature: float = _setting(1.0, "divide the logits by this", low=1e-6)
+    max_new_tokens: int = _setting(64, "longest query, in tokens", low=1)
+    passage_tokens: int = _setting(0, "passage tokens the generator reads (0: all of its window)", low=0)
+    window: str = _setting(
+        "head", "which part of a long passage a query is made from", choices=("head", "random")
+    )
+    prefix: str = _setting("", "text put before each passage, e.g. 'generate query: '")
+    batch_size: int = _setting(32, "passages per batch", low=1, output=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class MineConfig:
+    """Hard negatives: the best passages of several retrievers, positives excluded."""
+
+    retrievers: tuple[str, ...] = _setting(
+        ("nano:student", "bm25"), "bi-encoders (directory, hub name, nano:student) and/or bm25"
+    )
+    metrics: tuple[str, ...] = _setting(
+        ("cosine",), "similarity, one for all retrievers or one each", choices=("cosine", "dot")
+    )
+    negatives_per_query: int = _setting(50, "negatives per query and retriever", low=1)
+    exclude_duplicates: bool = _setting(True, "also exclude passages with the same text as the positive")
+    batch_size: int = _setting(64, "texts per batch of the encoder", low=1, output=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelConfig:
+    """Margins of a cross-encoder teacher, one positive and one negative per visit."""
+
+    model: str = _setting("nano:teacher", "cross-encoder: a directory, a hub name or nano:teacher", output=False)
+    max_seq_length: int = _setting(350, "query and passage are each cut to this many teacher tokens", low=1)
+    activation: str = _setting("identity", "on the teacher's output; identity: raw logits", choices=("identity", "sigmoid"))
+    nan: str = _setting("error", "when the teacher gives NaN: stop, or drop these rows", choices=("error", "drop"))
+    batch_size: int = _setting(32, "pairs per batch", low=1, output=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The student, trained with MarginMSE (GPL) or MultipleNegativesRanking (GenQ)."""
+
+    base: str = _setting("nano:student", "the student before training: directory, hub name, nano:student", output=False)
+    similarity: str = _setting("dot", "the student's similarity", choices=("dot", "cosine"))
+    pooling: str = _setting("mean", "pooling when the base is a plain language model", choices=("mean", "cls", "max"))
+    max_seq_length: int = _setting(350, "tokens the student reads (0: as the base has it)", low=0)
+    steps: int = _setting(AUTO, "optimizer steps (0: visits_per_query x queries / batch size)", low=0)
+    visits_per_query: float = _setting(18.0, "how often each query is seen when steps is 0", low=0.001)
+    max_steps: int = _setting(0, "upper limit of the automatic number of steps (0: none)", low=0)
+    batch_size: int = _setting(32, "examples per step", low=1)
+    learning_rate: float = _setting(2e-5, "peak learning rate of AdamW", low=0.0)
+    weight_decay: float = _setting(0.01, "weight decay of AdamW", low=0.0)
+    warmup_steps: int = _setting(1000, "linear warm-up, in steps (0: by warmup_share)", low=0)
+    warmup_share: float = _setting(0.1, "linear warm-up as a share of the steps, when warmup_steps is 0", low=0.0, high=1.0)
+    max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm", low=0.0)
+    rescale: str = _setting(
+        "auto",
+        "margins before training; auto: for a cosine student scaled to label_mean and clipped at label_clip, "
+        "for dot as they are",
+        choices=("auto", "none"),
+    )
+    rescale_range: tuple[float, ...] = _setting((), "GPL's rescale_range: new minimum and maximum, sign preserved")
+    label_mean: float = _setting(0.2, "mean |margin| after automatic rescaling, in cosine units", low=1e-6)
+    label_clip: float = _setting(0.6, "largest |margin| after automatic rescaling, in cosine units", low=1e-6)
+    scale: float = _setting(20.0, "similarity multiplier of MultipleNegativesRanking (1 for dot)", low=1e-6)
+    checkpoint_steps: int = _setting(10_000, "save a checkpoint to go on from every so many steps", low=1, output=False)
+    precision: str = _setting(
+        "auto", "auto: bf16 autocast where the device computes in it, else fp32", choices=("auto", "fp32", "bf16")
+    )
+
+    def n_steps(self, n_queries: int) -> int:
+        """Optimizer steps for this many queries: `steps`, or enough for `visits_per_query`, at most `max_steps`."""
+        if self.steps:
+            return self.steps
+        steps = max(1, math.ceil(n_queries * self.visits_per_query / self.batch_size))
+        return min(steps, self.max_steps) if self.max_steps else steps
+
+    def n_warmup(self, n_steps: int) -> int:
+        """Steps of linear warm-up, never more than there are."""
+        return min(self.warmup_steps or math.ceil(n_steps * self.warmup_share), n_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Retrieval quality on the judged queries of the collection."""
+
+    split: str = _setting("test", "which qrels/<split>.tsv")
+    top_k: int = _setting(100, "passages retrieved per query", low=10)
+    drop_same_id: bool = _setting(True, "drop the passage whose id is the query's id, as BEIR does")
+    rerank_top: int = _setting(50, "passages of BM25 that the teacher reranks", low=1)
+    test: str = _setting("t-test", "paired significance test on nDCG@10", choices=("t-test", "permutation"))
+    batch_size: int = _setting(64, "texts per batch of the encoder", low=1, output=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything a run depends on besides the corpus and the models' weights."""
+
+    preset: str = _setting("nano", "the settings to start from", choices=("nano", "paper"))
+    seed: int = _setting(0, "seed of every random draw", low=0, high=2**63 - 1)
+    threads: int = _setting(0, "CPU threads (0: all cores)", low=0, output=False)
+    loss: str = _setting("margin-mse", "margin-mse: GPL; mnrl: GenQ", choices=("margin-mse", "mnrl"))
+    input: InputConfig = dataclasses.field(default_factory=InputConfig)
+    generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
+    mine: MineConfig = dataclasses.field(default_factory=MineConfig)
+    label: LabelConfig = dataclasses.field(default_factory=LabelConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    genq: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+
+
+SECTIONS: tuple[str, ...] = ("input", "generate", "mine", "label", "train", "genq", "evaluate")
+
+# The numbers of the GPL paper (arXiv:2112.07577) and its code; GenQ: batch 24 and 10 % warm-up as in its tutorial.
+_PAPER: dict[str, Any] = {
+    "generate": {"model": "BeIR/query-gen-msmarco-t5-base-v1"},
+    "mine": {
+        "retrievers": (
+            "sentence-transformers/msmarco-distilbert-base-v3",
+            "sentence-transformers/msmarco-MiniLM-L-6-v3",
+        ),
+        "metrics": ("cosine",),
+    },
+    "label": {"model": "cross-encoder/ms-marco-MiniLM-L-6-v2"},
+    "train": {"base": "distilbert-base-uncased", "similarity": "dot", "steps": 140_000},
+    "genq": {
+        "base": "distilbert-base-uncased",
+        "similarity": "cosine",
+        "visits_per_query": 1.0,
+        "batch_size": 24,
+        "warmup_steps": 0,
+        "warmup_share": 0.1,
+    },
+}
+
+# The offline default: small bundled models, minutes on two cores. Tuned by benchmarks/adapt.py; change numbers here only.
+_NANO_STUDENT: dict[str, Any] = {
+    "base": "nano:student",
+    "similarity": "cosine",
+    "max_seq_length": AUTO,
+    "warmup_steps": 0,
+    "warmup_share": 0.1,
+    "checkpoint_steps": 200,
+}
+_NANO: dict[str, Any] = {
+    "generate": {
+        "model": "nano:generator",
+        "queries_per_passage": 3,
+        "max_queries": 9_000,
+        "window": "random",
+        "max_new_tokens": 32,
+    },
+    "mine": {"retrievers": ("nano:student", "bm25"), "metrics": ("cosine",), "negatives_per_query": 30},
+    "label": {"model": "nano:teacher", "max_seq_length": 192},
+    "train": {**_NANO_STUDENT, "visits_per_query": 3.0, "max_steps": 800, "learning_rate": 1e-4},
+    "genq": {**_NANO_STUDENT, "visits_per_query": 1.0, "max_steps": 400, "batch_size": 24, "learning_rate": 5e-5},
+}
+
+PRESETS: dict[str, dict[str, Any]] = {"nano": _NANO, "paper": _PAPER}
+
+# What `gplfast demo` changes of the preset nano, to end within six minutes on two cores.
+DEMO: dict[str, Any] = {"generate": {"max_queries": 3_000}, "train": {"max_steps": 300}, "genq": {"max_steps": 125}}
+
+
+def load_config(
+    file: str | Path | None = None, *, preset: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Build the configuration of a run.
+
+    Args:
+        file: TOML (`.toml`) or YAML (`.yaml`, `.yml`) with the keys of `RunConfig`; steps are tables.
+        preset: Name of the preset; otherwise the one the file names, otherwise "nano".
+        overrides: Nested mapping of the same form, applied last.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: An unknown key, a wrong type, a value out of range; the message names the file and the key.
+    """
+    from_file = _read(Path(file)) if file is not None else {}
+    chosen = preset or dict(overrides or {}).get("preset") or from_file.get("preset") or "nano"
+    if chosen not in PRESETS:
+        raise ConfigError(f"preset is {chosen!r} but must be one of {', '.join(sorted(PRESETS))}")
+    config = _merge(RunConfig(preset=chosen), PRESETS[chosen], f"preset {chosen}")
+    config = _merge(config, from_file, str(file))
+    config = _merge(config, dict(overrides or {}), "arguments")
+    return check(dataclasses.replace(config, preset=chosen))
+
+
+def check(config: RunConfig) -> RunConfig:
+    """Check what no single key can say; returns the configuration unchanged.
+
+    Raises:
+        ConfigError: Two settings do not fit each other.
+    """
+    mine, train = config.mine, config.train
+    if not mine.retrievers:
+        raise ConfigError("[mine] retrievers is empty; name at least one bi-encoder or bm25")
+    if len(mine.metrics) not in (1, len(mine.retrievers)):
+        raise ConfigError(
+            f"[mine] metrics has {len(mine.metrics)} entries but retrievers has {len(mine.retrievers)}; "
+            "give one metric for all or one for each"
+        )
+    if len(set(mine.retrievers)) != len(mine.retrievers):
+        raise ConfigError(f"[mine] retrievers names one twice: {', '.join(mine.retrievers)}")
+    if train.rescale_range and not (
+        len(train.rescale_range) == 2 and train.rescale_range[0] <= 0 <= train.rescale_range[1]
+    ):
+        given = ", ".join(str(value) for value in train.rescale_range)
+        raise ConfigError(f"[train] rescale_range is ({given}) but must be two numbers, minimum <= 0 <= maximum")
+    return config
+
+
+def output_settings(section: Any) -> dict[str, Any]:
+    """The settings of one step that change its output, as JSON values: what a manifest records."""
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(section):
+        if item.metadata.get("output", True):
+            value = getattr(section, item.name)
+            values[item.name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+@functools.cache
+def field_types(section: type[Any]) -> dict[str, Any]:
+    """The resolved type of each setting of a dataclass of this module."""
+    return typing.get_type_hints(section)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: is not UTF-8 at byte {error.start}") from error
+    suffix = file.suffix.lower()
+    if suffix == ".toml":
+        import tomllib
+
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{file}: is not valid TOML: {error}") from error
+    if suffix in (".yaml", ".yml"):
+        return _read_yaml(file, text)
+    raise ConfigError(f"{file}: has the ending {suffix!r} but must be .toml, .yaml or .yml")
+
+
+def _read_yaml(file: Path, text: str) -> dict[str, Any]:
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingExtraError(f"{file}: reading YAML needs PyYAML: pip install pyyaml (or write TOML)") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: is not valid YAML: {' '.join(str(error).split())}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file}: holds a {type(data).__name__} but must hold keys and values")
+    return data
+
+
+def _merge(target: Any, values: Mapping[str, Any], origin: str, section: str = "") -> Any:
+    """A copy of the dataclass `target` with `values` put over it; nested mappings go into nested dataclasses."""
+    where = f"[{section}] " if section else ""
+    known = {item.name: item for item in dataclasses.fields(target)}
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(f"{origin}: {where}{key} is not a setting{_hint(key, known, target)}")
+        current = getattr(target, key)
+        if dataclasses.is_dataclass(current):
+            if dataclasses.is_dataclass(value) and type(value) is type(current):
+                changes[key] = value
+                continue
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{origin}: {key} is {value!r} but must be a table of settings")
+            changes[key] = _merge(current, value, origin, key)
+        else:
+            changes[key] = coerce(known[key], field_types(type(target))[key], value, f"{origin}: {where}{key}")
+    return dataclasses.replace(target, **changes)
+
+
+def _hint(key: Any, known: Mapping[str, Any], target: Any) -> str:
+    close = difflib.get_close_matches(str(key), known, n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    if isinstance(target, RunConfig):
+        owners = [name for name in SECTIONS if key in field_types(type(getattr(target, name)))]
+        if owners:
+            return f" here; did you mean {key} in [{owners[0]}]?"
+    return f"; there is {', '.join(known)}"
+
+
+def coerce(item: dataclasses.Field[Any], kind: Any, value: Any, where: str) -> Any:
+    """Check one value against its field; lists become tuples, whole numbers become floats where a float is due.
+
+    Raises:
+        ConfigError: Wrong type, not among the choices, or out of range.
+    """
+    if typing.get_origin(kind) is tuple:
+        element = typing.get_args(kind)[0]
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_check_value(item, _typed(element, part, where), where) for part in parts)
+    return _check_value(item, _typed(kind, value, where), where)
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+        raise ConfigError(f"{where} is {value!r} but must be {names.get(kind, str(kind))}")
+    return value
+
+
+def _check_value(item: dataclasses.Field[Any], value: Any, where: str) -> Any:
+    choices, low, high = (item.metadata.get(key) for key in ("choices", "low", "high"))
+    if choices and value not in choices:
+        raise ConfigError(f"{where} is {value!r} but must be one of {', '.join(choices)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where} is {value} but must be a finite number")
+    if low is not None and value < low:
+        raise ConfigError(f"{where} is {value} but must be at least {low:g}")
+    if high is not None and value > high:
+        raise ConfigError(f"{where} is {value} but must be at most {high:g}")
+    return value

@@ -1,0 +1,127 @@
+"""Dense retrieval as a source of candidates: embeddings kept on disk, exact search with the positives excluded in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gplfast.mining.bm25 import Ranking
+from gplfast.mining.lists import Lists
+from gplfast.store.embeddings import EmbeddingStore
+
+# Each shard is encoded as one call, so its values follow from the shard alone and a killed run gives the same bytes.
+SHARD_ROWS = 2048
+# Rows of queries per call of the search, only so that progress is seen; the answers do not depend on it.
+_SEARCH_ROWS = 2048
+
+Progress = Callable[[int, int], None]
+
+
+class Encoder(Protocol):
+    """What embeddings are made with (`gplfast.models.bi_encoder.BiEncoder` is one)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights, tokenizer, pooling and prompts."""
+
+    @property
+    def dim(self) -> int:
+        """Columns of the embeddings."""
+
+    def encode(self, texts: list[str], *, kind: str, batch_size: int) -> npt.NDArray[np.float32]:
+        """float32 (n_texts, dim)."""
+
+
+def embed(
+    encoder: Encoder,
+    texts: Callable[[range], list[str]],
+    n_rows: int,
+    root: Path,
+    *,
+    texts_fingerprint: str,
+    kind: str,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> npt.NDArray[Any]:
+    """Embeddings of all texts, from disk where they were made before.
+
+    Args:
+        encoder: The bi-encoder.
+        texts: Gives the texts of a range of rows.
+        n_rows: How many texts there are.
+        root: Directory of all embeddings; each (encoder, texts, kind) has one of its own there.
+        texts_fingerprint: Of all texts in order.
+        kind: "query" or "document": which prompt the encoder puts in front.
+        batch_size: Texts per batch.
+        progress: Called with (rows done, all rows).
+
+    Returns:
+        float32 (n_rows, dim), memory-mapped.
+    """
+    identity = hashlib.sha256(f"{encoder.fingerprint} {texts_fingerprint} {kind}".encode()).hexdigest()
+    store = EmbeddingStore(root / identity[:24], identity, encoder.dim, n_rows, shard_rows=SHARD_ROWS)
+    for shard in store.missing():
+        rows = store.rows(shard)
+        values = encoder.encode(texts(rows), kind=kind, batch_size=batch_size)
+        store.write(shard, np.ascontiguousarray(values, np.float32))
+        if progress is not None:
+            progress(rows.stop, n_rows)
+    return store.array()
+
+
+def search(
+    queries: npt.NDArray[np.float32],
+    docs: npt.NDArray[np.float32],
+    k: int,
+    *,
+    metric: str,
+    exclude: Lists | None = None,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Ranking:
+    """The k best rows of each query by (score descending, row ascending), exact, excluded rows never among them.
+
+    Args:
+        queries: float32 (n_queries, dim).
+        docs: float32 (n_docs, dim).
+        k: Rows per query; padding (-1, -inf) only where fewer are left.
+        metric: "cosine" or "dot".
+        exclude: Rows per query that are never returned.
+        threads: CPU threads, 0 for all.
+        progress: Called with (queries done, all queries).
+    """
+    from gplfast import ops
+
+    parts = []
+    for start in range(0, len(queries), _SEARCH_ROWS):
+        stop = min(start + _SEARCH_ROWS, len(queries))
+        hits = ops.search(
+            np.ascontiguousarray(queries[start:stop]),
+            docs,
+            k,
+            metric="cosine" if metric == "cosine" else "ip",
+            exclude=None if exclude is None else _part(exclude, start, stop),
+            threads=threads or None,
+        )
+        parts.append(hits)
+        if progress is not None:
+            progress(stop, len(queries))
+    if not parts:
+        return Ranking(np.empty((0, k), np.float32), np.empty((0, k), np.int64))
+    return Ranking(np.concatenate([hits.scores for hits in parts]), np.concatenate([hits.ids for hits in parts]))
+
+
+def text_rows(texts: Sequence[str]) -> Callable[[range], list[str]]:
+    """The `texts` argument of `embed` for a sequence in memory."""
+    return lambda rows: list(texts[rows.start : rows.stop])
+
+
+def _part(lists: Lists, start: int, stop: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    indptr = lists.indptr[start : stop + 1]
+    rows = lists.rows[indptr[0] : indptr[-1]]
+    return np.ascontiguousarray(indptr - indptr[0]), np.ascontiguousarray(rows)

@@ -1,0 +1,69 @@
+"""Ragged lists of passage rows in CSR form: `indptr` int64 (n_lists + 1,) and `rows` int64 (indptr[-1],)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Int64 = npt.NDArray[np.int64]
+
+
+class Lists(NamedTuple):
+    """One list of rows per query.
+
+    Attributes:
+        indptr: int64 (n_lists + 1,), list i is `rows[indptr[i]:indptr[i + 1]]`.
+        rows: int64, all lists one after the other.
+    """
+
+    indptr: Int64
+    rows: Int64
+
+    @property
+    def lengths(self) -> Int64:
+        """int64 (n_lists,)."""
+        return np.diff(self.indptr)
+
+    def list(self, index: int) -> Int64:
+        """The rows of list `index`."""
+        return self.rows[self.indptr[index] : self.indptr[index + 1]]
+
+
+def from_sequences(lists: Sequence[Sequence[int] | Int64]) -> Lists:
+    """CSR of a list of lists, order kept."""
+    lengths = np.fromiter((len(item) for item in lists), np.int64, len(lists))
+    rows = np.concatenate([np.asarray(item, np.int64) for item in lists]) if len(lists) else np.empty(0, np.int64)
+    return Lists(_indptr(lengths), np.ascontiguousarray(rows, np.int64))
+
+
+def same_text_groups(texts: Sequence[str]) -> Int64:
+    """For each text the row of the first that is equal to it, int64 (n_texts,): equal texts share their group."""
+    first: dict[bytes, int] = {}
+    groups = np.empty(len(texts), np.int64)
+    for row, text in enumerate(texts):
+        digest = hashlib.blake2b(text.strip().encode("utf-8"), digest_size=16).digest()
+        groups[row] = first.setdefault(digest, row)
+    return groups
+
+
+def widen(positives: Lists, groups: Int64) -> Lists:
+    """Add to each list every row that has the same text as one of its rows, ascending and without repeats."""
+    order = np.argsort(groups, kind="stable")
+    starts = np.searchsorted(groups[order], groups, side="left")
+    ends = np.searchsorted(groups[order], groups, side="right")
+    wide = []
+    for index in range(len(positives.indptr) - 1):
+        members = [order[starts[row] : ends[row]] for row in positives.list(index)]
+        wide.append(np.unique(np.concatenate(members)) if members else np.empty(0, np.int64))
+    return from_sequences(wide)
+
+
+def _indptr(lengths: npt.ArrayLike) -> Int64:
+    counts = np.asarray(lengths, np.int64)
+    indptr = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=indptr[1:])
+    return indptr

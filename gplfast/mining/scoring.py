@@ -1,0 +1,141 @@
+"""Scores of a teacher for pairs of texts, each different pair once in its life."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gplfast.errors import ModelError
+from gplfast.store.scores import ScoreStore
+
+# Pairs per call of the teacher and per shard of the score store: work that a kill loses, at most. What a call holds
+# follows from the question alone, so a killed run batches, and thereby rounds, as an uninterrupted one does.
+CALL_PAIRS = 4096
+Progress = Callable[[int, int], None]
+
+
+class Teacher(Protocol):
+    """What scores pairs (`gplfast.models.cross_encoder.CrossEncoder` is one)."""
+
+    def score(
+        self,
+        queries: Sequence[str],
+        docs: Sequence[str],
+        *,
+        batch_size: int,
+        activation: str,
+        progress: Progress | None,
+    ) -> npt.NDArray[np.float32]:
+        """float32 (n_pairs,)."""
+
+    def cut(self, texts: Sequence[str], max_tokens: int) -> list[str]:
+        """Each text cut to at most this many tokens."""
+
+
+class PairScorer:
+    """Cuts texts, looks their scores up, and asks the teacher for those that are not known.
+
+    Args:
+        store: Of this teacher and activation.
+        open_teacher: Opens the model.
+        max_tokens: Query and passage are each cut to this many tokens.
+        activation: "identity" (raw logits) or "sigmoid".
+        keep_nan: Return NaN where the teacher gives NaN or infinity instead of raising.
+        batch_size: Pairs per batch.
+    """
+
+    def __init__(
+        self,
+        store: ScoreStore,
+        open_teacher: Callable[[], Teacher],
+        *,
+        max_tokens: int,
+        activation: str,
+        keep_nan: bool = False,
+        batch_size: int = 32,
+    ) -> None:
+        self._store, self._open_teacher = store, functools.cache(open_teacher)
+        self._max_tokens, self._activation = max_tokens, activation
+        self._keep_nan, self._batch_size = keep_nan, batch_size
+
+    def score(
+        self,
+        queries: Sequence[str],
+        passages: Sequence[str],
+        query_of: npt.NDArray[np.int64],
+        passage_of: npt.NDArray[np.int64],
+        progress: Progress | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Scores of pairs.
+
+        Args:
+            queries: Different query texts.
+            passages: Different passage texts.
+            query_of: int64 (n_pairs,), the text of each pair's query.
+            passage_of: int64 (n_pairs,), the text of each pair's passage.
+            progress: Called with (pairs done, pairs that were not known).
+
+        Returns:
+            float32 (n_pairs,).
+
+        Raises:
+            ModelError: The teacher gave NaN or infinity, unless `keep_nan`.
+        """
+        if not len(query_of):
+            return np.empty(0, np.float32)
+        teacher = self._open_teacher()
+        cut_queries = teacher.cut(queries, self._max_tokens)
+        cut_passages = teacher.cut(passages, self._max_tokens)
+        # Texts that became equal by cutting are one pair: asking twice would make batches depend on what is known.
+        numbers: dict[tuple[str, str], int] = {}
+        pair_of = np.array(
+            [
+                numbers.setdefault((cut_queries[query], cut_passages[passage]), len(numbers))
+                for query, passage in zip(query_of, passage_of, strict=True)
+            ]
+        )
+        scores: npt.NDArray[np.float32] = self._unique(teacher, list(numbers), progress)[pair_of]
+        return scores
+
+    def _unique(
+        self, teacher: Teacher, pairs: list[tuple[str, str]], progress: Progress | None
+    ) -> npt.NDArray[np.float32]:
+        known = self._store.lookup([query for query, _ in pairs], [passage for _, passage in pairs])
+        scores = known.scores.copy()
+        missing = np.flatnonzero(~known.known)
+        for start in range(0, len(missing), CALL_PAIRS):
+            part = missing[start : start + CALL_PAIRS]
+            queries, passages = [pairs[i][0] for i in part], [pairs[i][1] for i in part]
+
+            def show(done: int, _: int, start: int = start) -> None:
+                if progress is not None:
+                    progress(start + done, len(missing))
+
+            values = teacher.score(
+                queries, passages, batch_size=self._batch_size, activation=self._activation, progress=show
+            )
+            scores[part] = self._keep(queries, passages, values)
+        return scores
+
+    def _keep(
+        self, queries: list[str], passages: list[str], values: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        finite = np.isfinite(values)
+        if not finite.all() and not self._keep_nan:
+            bad = int(np.flatnonzero(~finite)[0])
+            raise ModelError(
+                f"the teacher gave {values[bad]} for query {queries[bad][:60]!r} and passage {passages[bad][:60]!r} "
+                f"({int((~finite).sum())} of {len(values)} pairs); use another teacher, or nan = \"drop\" to leave them out"
+            )
+        good = np.flatnonzero(finite)
+        self._store.append([queries[i] for i in good], [passages[i] for i in good], values[good])
+        return np.where(finite, values, np.float32(np.nan)).astype(np.float32)
+
+
+def teacher_identity(fingerprint: str, activation: str) -> str:
+    """What a stored score depends on besides the two texts, which are stored as cut."""
+    return f"{fingerprint} activation={activation}"

@@ -1,0 +1,31 @@
+"""Which part of a long passage a query is made from, when the generator reads less than the passage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from gplfast.mining.sampling import below, words
+
+# A window should hold at least this many characters per token it may have, or it starts too near the end. English
+# WordPiece has about 4.5 characters a token; half of that lets the last sentences be drawn too.
+_CHARACTERS_PER_TOKEN = 2.25
+_SENTENCE_END = re.compile(r"[.!?][\"')\]]*\s+|\n+")
+
+
+def starts(text: str, window_tokens: int) -> list[int]:
+    """Positions at which a window may start: the beginning, and after each sentence with enough text behind it."""
+    last = len(text) - int(window_tokens * _CHARACTERS_PER_TOKEN)
+    return [0, *(match.end() for match in _SENTENCE_END.finditer(text) if match.end() <= last)]
+
+
+def random_windows(texts: Sequence[str], items: Sequence[int], window_tokens: int, *, seed: int) -> list[str]:
+    """Each text from a start drawn uniformly by the counter (seed, "window", item) on; the model cuts the end."""
+    cut = []
+    for text, item in zip(texts, items, strict=True):
+        choices = starts(text, window_tokens)
+        at = int(below(words(seed, "window", item, 1), np.array([len(choices)]))[0])
+        cut.append(text[choices[at] :])
+    return cut

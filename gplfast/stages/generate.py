@@ -1,0 +1,219 @@
+"""generate: queries from passages, sampled with counters, in shards of passages."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gplfast.config import GenerateConfig, output_settings
+from gplfast.mining.sampling import permutation
+from gplfast.mining.windows import random_windows
+from gplfast.store.corpus import Corpus
+from gplfast.store.generated import GeneratedQueries
+from gplfast.store.manifest import Manifest, freshness
+from gplfast.store.shards import ShardSet
+
+# GPL's rule: at least 250 K queries, at least 3 per passage (train.py:99-110).
+TARGET_QUERIES = 250_000
+FEWEST_PER_PASSAGE = 3
+SHARD_PASSAGES = 256
+_COUNTS = b"gplfast.counts"
+Report = Callable[[str, int, int], None]
+
+
+class Generator(Protocol):
+    """What queries are made with (`gplfast.models.query_generator.QueryGenerator` is one)."""
+
+    @property
+    def max_input_tokens(self) -> int:
+        """The longest passage it reads."""
+
+    def generate(
+        self,
+        texts: Sequence[str],
+        n_samples: int,
+        *,
+        sampling: Any,
+        seed: int,
+        items: Sequence[int],
+        batch_size: int,
+        max_input_tokens: int | None,
+    ) -> list[list[str]]:
+        """n_samples queries of each text."""
+
+
+class Plan(NamedTuple):
+    """Which passages are used and how often.
+
+    Attributes:
+        passages: int64 (n,), rows, ascending.
+        per_passage: queries drawn from each.
+    """
+
+    passages: npt.NDArray[np.int64]
+    per_passage: int
+
+
+def manifest(corpus_fingerprint: str, model_fingerprint: str, config: GenerateConfig, seed: int) -> Manifest:
+    """What the queries depend on."""
+    settings = {**output_settings(config), "seed": seed, "shard_passages": SHARD_PASSAGES}
+    return Manifest(
+        "queries", inputs={"corpus": corpus_fingerprint}, config=settings, models={"generator": model_fingerprint}
+    )
+
+
+def plan(n_passages: int, config: GenerateConfig, seed: int) -> Plan:
+    """Apply GPL's rule for the number of queries, and the limit on all of them.
+
+    Args:
+        n_passages: Size of the corpus.
+        config: Settings of the step.
+        seed: Seed of the sample of passages that `max_queries` asks for.
+    """
+    per_passage = config.queries_per_passage or auto_queries_per_passage(n_passages)
+    rows = np.arange(n_passages, dtype=np.int64)
+    if config.max_queries and n_passages * per_passage > config.max_queries:
+        n_kept = max(1, config.max_queries // per_passage)
+        rows = np.sort(permutation(seed, "sample", 0, n_passages)[:n_kept])
+    return Plan(rows, per_passage)
+
+
+def auto_queries_per_passage(n_passages: int) -> int:
+    """3, or as many as give 250,000 queries when 3 would give fewer."""
+    if FEWEST_PER_PASSAGE * n_passages < TARGET_QUERIES:
+        return math.ceil(TARGET_QUERIES / n_passages)
+    return FEWEST_PER_PASSAGE
+
+
+def generate(
+    corpus: Corpus,
+    directory: Path,
+    wanted: Manifest,
+    config: GenerateConfig,
+    open_generator: Callable[[], Generator],
+    *,
+    seed: int,
+    report: Report | None = None,
+) -> GeneratedQueries:
+    """Generate the queries of the corpus and write them, shard by shard.
+
+    Each query follows from (seed, passage, number of the sample) alone. Per passage equal queries are kept once, in the
+    order in which they were drawn; empty ones are dropped; both are counted.
+
+    Args:
+        corpus: The passages.
+        directory: The artifact's directory.
+        wanted: The manifest to write, see `manifest`.
+        config: Settings of the step.
+        open_generator: Opens the model; called only when there is something to do.
+        seed: Seed of the sampling.
+        report: Called with (what, done, all).
+
+    Returns:
+        The queries.
+    """
+    if not freshness(directory, wanted).fresh:
+        _run(corpus, directory, wanted, config, open_generator, seed, report)
+    return load(directory, wanted, config, seed, n_passages=len(corpus))
+
+
+def load(directory: Path, wanted: Manifest, config: GenerateConfig, seed: int, *, n_passages: int) -> GeneratedQueries:
+    """Read the artifact.
+
+    Raises:
+        ArtifactError: It is damaged or belongs to another corpus.
+    """
+    shards = ShardSet(directory, wanted)
+    shards.missing(_n_shards(plan(n_passages, config, seed)))
+    return GeneratedQueries.from_table(
+        shards.table().replace_schema_metadata(None), str(directory), n_passages=n_passages
+    )
+
+
+def _run(
+    corpus: Corpus,
+    directory: Path,
+    wanted: Manifest,
+    config: GenerateConfig,
+    open_generator: Callable[[], Generator],
+    seed: int,
+    report: Report | None,
+) -> None:
+    todo = plan(len(corpus), config, seed)
+    shards = ShardSet(directory, wanted)
+    missing = shards.missing(_n_shards(todo))
+    generator = open_generator() if missing else None
+    for shard in missing:
+        if generator is None:
+            break
+        rows = todo.passages[shard * SHARD_PASSAGES : (shard + 1) * SHARD_PASSAGES]
+        drawn = _draw(generator, corpus.texts(rows), rows, todo.per_passage, config, seed)
+        shards.write(shard, _table(drawn, rows))
+        if report is not None:
+            report("generate", int(min((shard + 1) * SHARD_PASSAGES, len(todo.passages))), len(todo.passages))
+    totals = {"passages": len(todo.passages), "queries": 0, "empty": 0, "duplicate": 0}
+    for table in shards.tables():
+        totals["queries"] += table.num_rows
+        for name, value in json.loads(table.schema.metadata[_COUNTS]).items():
+            totals[name] += value
+    shards.finish(totals)
+
+
+def _draw(
+    generator: Generator,
+    texts: list[str],
+    rows: npt.NDArray[np.int64],
+    per_passage: int,
+    config: GenerateConfig,
+    seed: int,
+) -> list[list[str]]:
+    """The queries of each passage as drawn: not stripped, with repeats."""
+    from gplfast.models.query_generator import Sampling
+
+    sampling = Sampling(
+        top_k=config.top_k,
+        top_p=config.top_p,
+        temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens,
+    )
+    options: dict[str, Any] = {"sampling": sampling, "seed": seed, "batch_size": config.batch_size}
+    options["max_input_tokens"] = config.passage_tokens or None
+    if config.window == "head":
+        items = [int(row) for row in rows]
+        return generator.generate([config.prefix + text for text in texts], per_passage, items=items, **options)
+    # Every sample reads a window of its own, so each is an item of its own.
+    items = [int(row) * per_passage + sample for row in rows for sample in range(per_passage)]
+    repeated = [text for text in texts for _ in range(per_passage)]
+    n_tokens = config.passage_tokens or generator.max_input_tokens
+    windows = [config.prefix + text for text in random_windows(repeated, items, n_tokens, seed=seed)]
+    flat = generator.generate(windows, 1, items=items, **options)
+    return [
+        [query for sample in flat[start : start + per_passage] for query in sample]
+        for start in range(0, len(flat), per_passage)
+    ]
+
+
+def _table(drawn: list[list[str]], rows: npt.NDArray[np.int64]) -> Any:
+    texts: list[str] = []
+    passages: list[int] = []
+    counts = {"empty": 0, "duplicate": 0}
+    for row, queries in zip(rows, drawn, strict=True):
+        stripped = [" ".join(query.split()) for query in queries]
+        kept = list(dict.fromkeys(query for query in stripped if query))
+        n_empty = sum(not query for query in stripped)
+        counts["empty"] += n_empty
+        counts["duplicate"] += len(stripped) - n_empty - len(kept)
+        texts += kept
+        passages += [int(row)] * len(kept)
+    table = GeneratedQueries(texts, np.array(passages, np.int64)).table()
+    return table.replace_schema_metadata({_COUNTS: json.dumps(counts)})
+
+
+def _n_shards(todo: Plan) -> int:
+    return max(1, -(-len(todo.passages) // SHARD_PASSAGES))

@@ -1,0 +1,181 @@
+"""label: the teacher's margin of a positive over a negative, for every visit of the training."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gplfast.config import LabelConfig, TrainConfig, output_settings
+from gplfast.errors import DataError, ModelError
+from gplfast.mining.lists import Lists, from_sequences
+from gplfast.mining.sampling import Visits, visited, visits
+from gplfast.mining.scoring import PairScorer, Progress, Teacher, teacher_identity
+from gplfast.store.corpus import Corpus
+from gplfast.store.generated import GeneratedQueries
+from gplfast.store.manifest import Manifest, freshness
+from gplfast.store.margins import Margins
+from gplfast.store.negatives import Negatives
+from gplfast.store.scores import ScoreStore
+from gplfast.store.shards import ShardSet
+
+SHARD_ROWS = 32_768
+Report = Callable[[str, int, int], None]
+
+
+class Pairs(NamedTuple):
+    """Different (query, passage) pairs of some rows, and where each row finds its two.
+
+    Attributes:
+        queries: int64 (n_pairs,).
+        passages: int64 (n_pairs,).
+        positive: int64 (n_rows,), index of the row's positive pair.
+        negative: int64 (n_rows,).
+    """
+
+    queries: npt.NDArray[np.int64]
+    passages: npt.NDArray[np.int64]
+    positive: npt.NDArray[np.int64]
+    negative: npt.NDArray[np.int64]
+
+
+def manifest(
+    inputs: dict[str, str], teacher_fingerprint: str, config: LabelConfig, train: TrainConfig, seed: int
+) -> Manifest:
+    """What the margins depend on; how many there are follows from the training's steps and batch size."""
+    settings = {**output_settings(config), "seed": seed, "shard_rows": SHARD_ROWS, "batch_size": train.batch_size}
+    if train.steps:
+        settings["steps"] = train.steps
+    else:
+        settings["visits_per_query"], settings["max_steps"] = train.visits_per_query, train.max_steps
+    return Manifest("margins", inputs=inputs, config=settings, models={"teacher": teacher_fingerprint})
+
+
+def label(
+    corpus: Corpus,
+    queries: GeneratedQueries,
+    negatives: Negatives,
+    directory: Path,
+    scores: Path,
+    wanted: Manifest,
+    config: LabelConfig,
+    train: TrainConfig,
+    open_teacher: Callable[[], Teacher],
+    *,
+    seed: int,
+    report: Report | None = None,
+) -> Margins:
+    """Draw the visits of the training, score their pairs and write the margins, shard by shard.
+
+    Each query is visited once per epoch, with one positive and one negative drawn uniformly from the union of all
+    retrievers. Queries without a negative are skipped and counted. Fewer queries than a batch are fine: the epochs go on.
+
+    Args:
+        corpus: The passages.
+        queries: The generated queries.
+        negatives: Their negatives.
+        directory: The artifact's directory.
+        scores: Directory of the score stores; a pair is scored once in its life.
+        wanted: The manifest to write, see `manifest`.
+        config: Settings of the step.
+        train: Settings of the training: steps and batch size say how many rows there are.
+        open_teacher: Opens the model; called only when there is something to score.
+        seed: Seed of the visits.
+        report: Called with (what, done, all).
+
+    Returns:
+        The margins, raw logits unless another activation was asked for.
+
+    Raises:
+        DataError: No query has a negative.
+        ModelError: The teacher gave NaN or infinity.
+    """
+    if not freshness(directory, wanted).fresh:
+        positives = from_sequences(queries.passages.reshape(-1, 1))
+        pool = Lists(*negatives.union())
+        n_visited = len(visited(positives, pool))
+        if not n_visited:
+            raise DataError(
+                f"cannot label: {len(queries)} queries and none has a negative; the corpus has {len(corpus)} passages, "
+                "give more, or look at the counts of generate and mine"
+            )
+        n_rows = train.n_steps(n_visited) * train.batch_size
+        scorer = PairScorer(
+            ScoreStore(scores, teacher_identity(wanted.models["teacher"], config.activation)),
+            open_teacher,
+            max_tokens=config.max_seq_length,
+            activation=config.activation,
+            keep_nan=config.nan == "drop",
+            batch_size=config.batch_size,
+        )
+        draw = functools.partial(visits, positives, pool, seed=seed)
+        score = functools.partial(_score, scorer, corpus, queries)
+        _run(directory, wanted, draw, score, n_rows, len(queries) - n_visited, report)
+    return load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
+
+
+def load(directory: Path, wanted: Manifest, *, n_queries: int, n_passages: int) -> Margins:
+    """Read the artifact.
+
+    Raises:
+        ArtifactError: It is damaged or belongs to another collection.
+    """
+    shards = ShardSet(directory, wanted)
+    shards.missing(_n_shards(Manifest.read(directory).counts["rows drawn"]))
+    return Margins.from_table(shards.table(), str(directory), n_queries=n_queries, n_passages=n_passages)
+
+
+def unique_pairs(rows: Visits) -> Pairs:
+    """The different pairs of some rows, by query then passage."""
+    n = len(rows.queries)
+    both = np.stack([np.tile(rows.queries, 2), np.concatenate([rows.positives, rows.negatives])], axis=1)
+    pairs, inverse = np.unique(both, axis=0, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    return Pairs(pairs[:, 0], pairs[:, 1], inverse[:n], inverse[n:])
+
+
+def _score(
+    scorer: PairScorer, corpus: Corpus, queries: GeneratedQueries, pairs: Pairs, progress: Progress
+) -> npt.NDArray[np.float32]:
+    query_rows, query_of = np.unique(pairs.queries, return_inverse=True)
+    passage_rows, passage_of = np.unique(pairs.passages, return_inverse=True)
+    texts = [queries.texts[row] for row in query_rows], corpus.texts(passage_rows)
+    return scorer.score(*texts, query_of.astype(np.int64), passage_of.astype(np.int64), progress)
+
+
+def _run(
+    directory: Path,
+    wanted: Manifest,
+    draw: Callable[..., Visits],
+    score: Callable[[Pairs, Progress], npt.NDArray[np.float32]],
+    n_rows: int,
+    n_skipped: int,
+    report: Report | None,
+) -> None:
+    shards = ShardSet(directory, wanted)
+    for shard in shards.missing(_n_shards(n_rows)):
+        start, stop = shard * SHARD_ROWS, min((shard + 1) * SHARD_ROWS, n_rows)
+
+        def show(done: int, total: int, start: int = start, stop: int = stop) -> None:
+            if report is not None:
+                report("label", start + (stop - start) * done // max(total, 1), n_rows)
+
+        rows = draw(start=start, stop=stop)
+        pairs = unique_pairs(rows)
+        scores = score(pairs, show)
+        margins = (scores[pairs.positive] - scores[pairs.negative]).astype(np.float32)
+        valid = np.isfinite(margins)
+        shards.write(shard, Margins(*(column[valid] for column in rows), margins[valid]).table())
+    n_written = sum(table.num_rows for table in shards.tables())
+    if not n_written:
+        raise ModelError(f"the teacher gave NaN for all {n_rows} rows; use another teacher")
+    counts = {"rows": n_written, "rows drawn": n_rows, "rows dropped for NaN": n_rows - n_written}
+    shards.finish({**counts, "queries skipped, no negatives": n_skipped})
+
+
+def _n_shards(n_rows: int) -> int:
+    return max(1, -(-n_rows // SHARD_ROWS))

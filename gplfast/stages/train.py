@@ -1,0 +1,151 @@
+"""train: a student from margins (MarginMSE, GPL) or from queries and their passages (MultipleNegativesRanking, GenQ)."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gplfast.config import TrainConfig, output_settings
+from gplfast.errors import DataError
+from gplfast.mining import rescale
+from gplfast.mining.lists import same_text_groups
+from gplfast.models import student as students
+from gplfast.models.student import Examples
+from gplfast.store.atomic import write_json
+from gplfast.store.corpus import Corpus
+from gplfast.store.generated import GeneratedQueries
+from gplfast.store.manifest import Manifest, freshness
+from gplfast.store.margins import Margins
+
+logger = logging.getLogger(__name__)
+
+MARGIN_MSE, MNRL = "margin-mse", "mnrl"
+# Rows on which the student's own margins are looked at before training.
+_SAMPLE_ROWS = 128
+Report = Callable[[str, int, int], None]
+
+
+def manifest(inputs: dict[str, str], base_fingerprint: str, config: TrainConfig, loss: str, seed: int) -> Manifest:
+    """What the trained model depends on."""
+    settings = {**output_settings(config), "loss": loss, "seed": seed}
+    unused = ("scale",) if loss == MARGIN_MSE else ("rescale", "rescale_range", "label_mean", "label_clip")
+    for name in unused:
+        settings.pop(name)
+    return Manifest("model", inputs=inputs, config=settings, models={"base": base_fingerprint})
+
+
+def from_margins(corpus: Corpus, queries: GeneratedQueries, margins: Margins) -> Examples:
+    """Training rows of MarginMSE, in the order in which they were labelled."""
+    return Examples(
+        query_text=queries.texts.__getitem__,
+        passage_text=corpus.text,
+        queries=margins.queries,
+        positives=margins.positives,
+        negatives=margins.negatives,
+        margins=margins.margins,
+    )
+
+
+def from_queries(corpus: Corpus, queries: GeneratedQueries) -> Examples:
+    """Training rows of GenQ: each query with its passage; equal texts are known, to be kept apart in a batch."""
+    return Examples(
+        query_text=queries.texts.__getitem__,
+        passage_text=corpus.text,
+        queries=np.arange(len(queries), dtype=np.int64),
+        positives=queries.passages,
+        query_groups=same_text_groups(queries.texts),
+        passage_groups=same_text_groups(corpus.texts()),
+    )
+
+
+def train(
+    examples: Callable[[], Examples],
+    base: Path,
+    directory: Path,
+    wanted: Manifest,
+    config: TrainConfig,
+    *,
+    seed: int,
+    threads: int = 0,
+    report: Report | None = None,
+) -> Path:
+    """Train the student and write `directory/model`, a normal sentence-transformers model, with our manifest beside it.
+
+    A second call after a kill goes on from the newest whole checkpoint, with optimizer, schedule, sampler and random state.
+
+    Args:
+        examples: Gives the training rows; called only when there is something to do.
+        base: Directory of the student before training; without `modules.json` pooling is put on top.
+        directory: The artifact's directory.
+        wanted: The manifest to write, see `manifest`.
+        config: Settings of the step.
+        seed: Seed of dropout and shuffling.
+        threads: CPU threads, 0 for all.
+        report: Called with (what, done, all).
+
+    Returns:
+        The model's directory.
+
+    Raises:
+        DataError: No rows to train on.
+        MissingExtraError: sentence-transformers is not installed.
+        ModelError: The base cannot be loaded.
+    """
+    model_path = directory / "model"
+    if freshness(directory, wanted).fresh:
+        return model_path
+    rows = examples()
+    if not len(rows.queries):
+        raise DataError("cannot train: there are 0 training rows; look at the counts of generate, mine and label")
+    students.prepare(seed, threads)
+    student = students.open_student(base, config)
+    rows, done = prepare_labels(rows, student, config)
+    # Rows were drawn to fill every step; some are missing only when a teacher's NaN were dropped.
+    n_steps = config.n_steps(len(rows.queries)) if rows.margins is None else max(1, len(rows.queries) // config.batch_size)
+    fit = students.fit(
+        student,
+        rows,
+        directory / "checkpoints",
+        wanted.key,
+        config,
+        n_steps=n_steps,
+        seed=seed,
+        progress=None if report is None else lambda step, steps: report("train", step, steps),
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    students.save(student, model_path)
+    write_json(directory / "training.json", {**done, "precision": fit.precision, "losses": fit.losses})
+    files = sorted(path.relative_to(directory).as_posix() for path in model_path.rglob("*") if path.is_file())
+    counts = {"rows": len(rows.queries), "steps": fit.n_steps}
+    wanted.with_counts(counts).with_files(directory, [*files, "training.json"]).write(directory)
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    return model_path
+
+
+def prepare_labels(examples: Examples, student: Any, config: TrainConfig) -> tuple[Examples, dict[str, Any]]:
+    """Bring margins to the student's scale, look at both ranges and warn when they do not fit.
+
+    Returns:
+        The examples with the labels to train on, and what was done, for `training.json`.
+    """
+    if examples.margins is None:
+        return examples, {}
+    bounded = config.similarity == "cosine" or students.normalizes(student)
+    if config.rescale_range:
+        labels, done = rescale.scale_to_range(examples.margins, *config.rescale_range)
+    elif config.rescale == "auto" and bounded:
+        labels, done = rescale.scale_to_cosine(examples.margins, mean=config.label_mean, clip=config.label_clip)
+    else:
+        labels, done = rescale.keep(examples.margins)
+    own = rescale.spread(students.margins(student, examples, config.similarity, _SAMPLE_ROWS))
+    warning = rescale.misfit(done.after, own, bounded=bounded)
+    if warning:
+        logger.warning("%s", warning)
+    report = {"rescaling": dataclasses.asdict(done), "student_margins_before": own, "warning": warning}
+    return dataclasses.replace(examples, margins=labels), report
