@@ -74,8 +74,9 @@ def _open_path(path: Path, columns: Columns, beir_file: str) -> Source:
         for name in (beir_file, f"{beir_file}.gz"):
             if (path / name).is_file():
                 return Source(str(path / name), "line", _json_rows(path / name, columns))
-        files = _text_files(path) if beir_file == "corpus.jsonl" else []
-        if files:
+        if beir_file != "corpus.jsonl":
+            raise DataError(f"{path}: this folder has no {beir_file}[.gz]; name the file with the queries")
+        if files := _text_files(path):
             return Source(str(path), "file", _folder_rows(path, files))
         raise DataError(f"{path}: this folder has no {beir_file}[.gz] and no .txt or .md files; give {READABLE}")
     if not path.exists():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gplfast.errors import DataError, ShapeError
@@ -63,9 +63,7 @@ def test_formats_written_by_hand(tmp_path, small):
         b'{"_id": "genQ2", "text": "a \\"quoted\\" one", "metadata": {}}\n'
     )
     gpl.write_qrels(tmp_path / "train.tsv", {"genQ1": {"0": 1}, 'ge"Q2': {"2": 2}})
-    assert (tmp_path / "train.tsv").read_bytes() == (
-        b'query-id\tcorpus-id\tscore\r\ngenQ1\t0\t1\r\n"ge""Q2"\t2\t2\r\n'
-    )
+    assert (tmp_path / "train.tsv").read_bytes() == (b'query-id\tcorpus-id\tscore\r\ngenQ1\t0\t1\r\n"ge""Q2"\t2\t2\r\n')
     assert gpl.read_qrels(tmp_path / "train.tsv") == {"genQ1": {"0": 1}, 'ge"Q2': {"2": 2}}
     (tmp_path / "h.jsonl").write_text('{"qid": "genQ2", "pos": ["2"], "neg": {"bm25": ["0", "1"], "x": []}}\n')
     hard = gpl.read_hard_negatives(tmp_path / "h.jsonl", corpus, queries)
@@ -85,6 +83,7 @@ def test_margins_with_few_and_with_all_digits(tmp_path, small):
         assert gpl.read_training_data(tmp_path / name, corpus, queries).margins == data.margins
 
 
+@settings(max_examples=40)
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=50))
 def test_margins_survive_a_round_trip(tmp_path_factory, margins):
     path = tmp_path_factory.mktemp("margins") / "data.tsv"
