@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,6 +16,11 @@ from gplfast.models.export.sentence import bi_encoder_graph
 from gplfast.models.resolve import resolve
 from gplfast.models.session import Session
 from gplfast.models.tokenization import Tokenizer, max_length
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from pathlib import Path
 
 _GRAPH_VERSION = 1  # goes up when the graph of the same weights changes, so that cached ones are not used
 _PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
@@ -112,7 +114,7 @@ class BiEncoder:
         return vectors
 
     def _prompt_tokens(self, prompt: str) -> int:
-        """Leading tokens that belong to the prompt: it alone, less its closing special token, as sentence-transformers counts."""
+        """Leading tokens of the prompt, as sentence-transformers counts: those of it alone, less its closing one."""
         return len(self._tokenizer.encode([prompt], self.max_tokens).ids[0]) - 1 if prompt else 0
 
 

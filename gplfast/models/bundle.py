@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gplfast.errors import ModelError
 from gplfast.models.cache import cache_root, cached_folder
 from gplfast.models.checkpoint import Weights, hash_file
+
+if TYPE_CHECKING:
+    import os
 
 PLAIN = "model.safetensors"
 PACKED = "model.int8.safetensors"
@@ -26,8 +28,9 @@ def is_bundle(directory: Path) -> bool:
 def pack(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Write a checkpoint directory in its packed form, about a quarter of the float32 size.
 
-    Every 2-D weight W becomes int8 `W` and float32 `W.scale` (n_rows,), W ~ int8 * scale[:, None], scale = max|row| / 127;
-    other tensors become float16 (float32 where float16 cannot hold them). Other files are copied; pickles are not.
+    Every 2-D weight W becomes int8 `W` and float32 `W.scale` (n_rows,): W ~ int8 * scale[:, None] with
+    scale = max|row| / 127; other tensors become float16 (float32 where float16 cannot hold them). Other files are
+    copied; pickles are not.
 
     Args:
         source: a checkpoint directory with model.safetensors (modules' own model.safetensors are packed too).

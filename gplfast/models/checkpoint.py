@@ -31,7 +31,7 @@ _FINGERPRINTED = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-_DTYPES = {
+_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -68,6 +68,11 @@ class Weights:
     """
 
     def __init__(self, files: list[Path]) -> None:
+        """Read the headers.
+
+        Raises:
+            ModelError: a damaged file.
+        """
         self._where: dict[str, tuple[Path, dict[str, Any], int]] = {}
         for path in files:
             header, start = _safetensors_header(path)
@@ -76,6 +81,7 @@ class Weights:
                     self._where[name] = (path, entry, start)
 
     def __contains__(self, name: str) -> bool:
+        """Whether there is a tensor of that name."""
         return name in self._where
 
     def names(self) -> list[str]:
@@ -87,6 +93,7 @@ class Weights:
         return tuple(self._entry(name)[1]["shape"])
 
     def __getitem__(self, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """One tensor, widened to float32."""
         raw = self.raw(name)
         if self._entry(name)[1]["dtype"] == "BF16":
             return (raw.astype(np.uint32) << 16).view(np.float32)
@@ -148,7 +155,7 @@ class Checkpoint:
 
     @cached_property
     def modules(self) -> list[dict[str, Any]]:
-        """sentence-transformers' modules.json: type (last part of the class name), path; empty for a plain directory."""
+        """sentence-transformers' modules.json: type (last part of the class name) and path; or nothing."""
         path = self.directory / "modules.json"
         if not path.exists():
             return []
@@ -171,7 +178,7 @@ class Checkpoint:
         """The directory of the network itself: this one, or the Transformer module's."""
         for entry in self.modules:
             if entry["type"] == "Transformer":
-                return self.directory / entry["path"]
+                return self.directory / str(entry["path"])
         return self.directory
 
     @cached_property

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +14,11 @@ from gplfast.models.export.encoder import cross_encoder_graph, max_positions, n_
 from gplfast.models.resolve import resolve
 from gplfast.models.session import Session
 from gplfast.models.tokenization import Encoded, Tokenizer, max_length
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from pathlib import Path
 
 _GRAPH_VERSION = 1  # goes up when the graph of the same weights changes, so that cached ones are not used
 ACTIVATIONS = ("identity", "sigmoid")
@@ -108,7 +110,9 @@ class CrossEncoder:
                 done += len(batch)
                 if progress is not None:
                     progress(done, len(queries))
-        return 1 / (1 + np.exp(-scores)) if activation == "sigmoid" else scores
+        if activation == "sigmoid":  # in float64, where exp of a large negative logit does not overflow
+            return (1 / (1 + np.exp(-scores.astype(np.float64)))).astype(np.float32)
+        return scores
 
     def cut(self, texts: Sequence[str], max_tokens: int) -> list[str]:
         """Cut texts to `max_tokens` of this model's tokens.

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +17,11 @@ from gplfast.models.sampling import Sampling, choose, uniforms
 from gplfast.models.session import Session
 from gplfast.models.tokenization import Ids, Tokenizer, max_length
 
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from pathlib import Path
+
 _GRAPH_VERSION = 1  # goes up when the graph of the same weights changes, so that cached ones are not used
 _DEFAULT_MAX_INPUT_TOKENS = 512  # what T5 was trained with; its relative positions set no limit of their own
 # Rows decoded at a time. On 2 cores tokens per second still grow up to about 96 rows (research/serving.md, section 2).
@@ -32,7 +34,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class _Passages:
-    """What the decoder reads of a batch of passages: the attention mask and each layer's cross-attention keys and values."""
+    """What the decoder reads of passages: their attention mask and each layer's cross-attention keys and values."""
 
     mask: Array
     cross: dict[str, Array]

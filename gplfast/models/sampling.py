@@ -53,7 +53,8 @@ def uniforms(seed: int, item: int, sample: int, n_steps: int) -> np.ndarray[Any,
         n_steps: tokens at most.
     """
     bits = np.random.Philox(key=[seed, _STAGE_GENERATE], counter=[0, sample, item, 0])
-    return (bits.random_raw(n_steps) >> np.uint64(11)) * 2.0**-53
+    raw = np.asarray(bits.random_raw(n_steps), np.uint64)
+    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def keep_mask(logits: Floats, top_p: float) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from gplfast.errors import MissingExtraError, ModelError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+    from types import ModuleType
+
+    import numpy as np
 
 log = logging.getLogger(__name__)
 
@@ -19,16 +23,19 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
 
-def import_onnxruntime() -> Any:
+def import_onnxruntime() -> ModuleType:
     """Import onnxruntime, or say how to get it.
 
     Raises:
         MissingExtraError: no onnxruntime is installed.
     """
     try:
-        import onnxruntime
+        onnxruntime = importlib.import_module("onnxruntime")
     except ImportError as error:
-        message = "models: onnxruntime is not installed; run: pip install 'gplfast[cpu]'  (or 'gplfast[gpu]' for CUDA, never both)"
+        message = (
+            "models: onnxruntime is not installed; run: pip install 'gplfast[cpu]'  "
+            "(or 'gplfast[gpu]' for CUDA; never both)"
+        )
         raise MissingExtraError(message) from error
     return onnxruntime
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gplfast.errors import MissingExtraError, ModelError
-from gplfast.models.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from gplfast.models.checkpoint import Checkpoint
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 _MAX_SENSIBLE_LENGTH = 1_000_000  # transformers writes 1e30 for "no limit"
@@ -129,7 +133,7 @@ def max_length(checkpoint: Checkpoint, positions: int | None) -> int | None:
     return min(limits) if limits else None
 
 
-def _tokenizer_file(checkpoint: Checkpoint) -> Any:
+def _tokenizer_file(checkpoint: Checkpoint) -> Path:
     for folder in (checkpoint.transformer, checkpoint.directory):
         if (folder / "tokenizer.json").is_file():
             return folder / "tokenizer.json"

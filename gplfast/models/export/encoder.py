@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gplfast.errors import ModelError
-from gplfast.models.checkpoint import Checkpoint, Weights
 from gplfast.models.export.graph import MASKED, Graph, activate, self_attention_bias
+
+if TYPE_CHECKING:
+    from gplfast.models.checkpoint import Checkpoint, Weights
 
 _MPNET_BUCKETS_MAX_DISTANCE = 128  # fixed in transformers' MPNetEncoder, not a setting
 _MPNET_PADDING_ID = 1  # fixed in transformers' MPNetEmbeddings, whatever the configuration says
@@ -97,6 +99,7 @@ class EncoderGraph:
     """The nodes from token ids to hidden states."""
 
     def __init__(self, graph: Graph, checkpoint: Checkpoint) -> None:
+        """Read the configuration; nodes are added by the methods."""
         self.graph = graph
         self.config = checkpoint.config
         self.kind = architecture(self.config)
@@ -109,7 +112,7 @@ class EncoderGraph:
         self.n_heads = int(self._setting("num_attention_heads", "n_heads"))
         self.activation = str(self._setting("hidden_act", "activation"))
 
-    def _setting(self, name: str, distilbert_name: str) -> Any:
+    def _setting(self, name: str, distilbert_name: str) -> Any:  # noqa: ANN401  (JSON)
         key = distilbert_name if self.config["model_type"] == "distilbert" else name
         if key not in self.config:
             message = (
@@ -134,7 +137,7 @@ class EncoderGraph:
         return self.graph.weight(name, self._weight(name))
 
     def hidden_states(self) -> str:
-        """Add inputs (input_ids, attention_mask and, where the model has them, token_type_ids: int32 (batch, sequence)).
+        """Add inputs input_ids, attention_mask and, where there are types, token_type_ids: int32 (batch, sequence).
 
         Returns:
             Name of the (batch, sequence, dim) float32 value of the last layer.

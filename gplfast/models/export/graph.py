@@ -1,14 +1,17 @@
-"""A small writer of ONNX graphs: one method call per node, weights by name, fused operators where ONNX Runtime has them."""
+"""A small writer of ONNX graphs: one call per node, weights by name, ONNX Runtime's fused operators by their names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gplfast.errors import MissingExtraError, ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+    from types import ModuleType
 
 OPSET = 20
 IR_VERSION = 9
@@ -24,7 +27,7 @@ _MICROSOFT = {
 MASKED = -1e9  # an attention score that is masked; finite, so that a row without any key gives no NaN
 
 
-def import_onnx() -> Any:
+def import_onnx() -> ModuleType:
     """Import onnx, or say how to get it.
 
     Raises:
@@ -42,6 +45,7 @@ class Graph:
     """Collects nodes, weights, inputs and outputs, and writes them as one ONNX model."""
 
     def __init__(self, name: str) -> None:
+        """Start an empty graph."""
         self._onnx = import_onnx()
         self._name = name
         self._nodes: list[Any] = []
@@ -67,7 +71,7 @@ class Graph:
         self._weights.setdefault(name, np.asarray(value, order="C"))
         return name
 
-    def constant(self, value: Any, dtype: type[np.generic] = np.int64) -> str:
+    def constant(self, value: float | list[int], dtype: type[np.generic] = np.int64) -> str:
         """Add a small constant, once."""
         array = np.asarray(value, dtype=dtype)
         key = (array.dtype.str, array.shape, array.tobytes())
@@ -75,7 +79,7 @@ class Graph:
             self._constants[key] = self.weight(f"constant_{len(self._constants)}", array)
         return self._constants[key]
 
-    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+    def op(self, kind: str, *inputs: str, **attributes: float | list[int]) -> str:
         """Add a node with one output; an empty name leaves an optional input out."""
         return self.op_n(kind, inputs, 1, attributes)[0]
 
@@ -90,7 +94,7 @@ class Graph:
     def linear(
         self, value: str, name: str, weight: np.ndarray[Any, Any], bias: np.ndarray[Any, Any] | None = None
     ) -> str:
-        """x @ weight.T + bias, for torch's (out, in) layout."""
+        """X @ weight.T + bias, for torch's (out, in) layout."""
         product = self.op("MatMul", value, self.weight(f"{name}.weight.T", weight.T))
         return product if bias is None else self.op("Add", product, self.weight(f"{name}.bias", bias))
 
@@ -106,7 +110,7 @@ class Graph:
         else:
             self._onnx.save_model(model, str(path))
 
-    def _value_info(self, name: str, dtype: type[np.generic], shape: Sequence[int | str]) -> Any:
+    def _value_info(self, name: str, dtype: type[np.generic], shape: Sequence[int | str]) -> Any:  # noqa: ANN401  (onnx has no types)
         element = self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         return self._onnx.helper.make_tensor_value_info(name, element, list(shape))
 
@@ -138,7 +142,9 @@ def activate(graph: Graph, value: str, activation: str, bias: str | None = None)
     raise ModelError(message)
 
 
-def relative_buckets(distance: np.ndarray[Any, Any], *, bidirectional: bool, n_buckets: int, max_distance: int) -> Any:
+def relative_buckets(
+    distance: np.ndarray[Any, Any], *, bidirectional: bool, n_buckets: int, max_distance: int
+) -> np.ndarray[Any, np.dtype[np.int64]]:
     """T5's bucket of each key-minus-query distance (Raffel et al. 2020; float32 as transformers computes it).
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from gplfast.errors import ModelError
 from gplfast.models.checkpoint import Checkpoint, Weights, read_json
 from gplfast.models.export.encoder import EncoderGraph
 from gplfast.models.export.graph import Graph, activate
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _LEGACY_POOLING = {
     "pooling_mode_cls_token": "cls",
@@ -118,7 +121,7 @@ def _pool_one(graph: Graph, hidden: str, mask: str, weights: str, mode: str) -> 
     return graph.op("Div", total, graph.op("Sqrt", count) if mode == "mean_sqrt_len_tokens" else count)
 
 
-def _dense(graph: Graph, value: str, folder: Any, name: str) -> tuple[str, int]:
+def _dense(graph: Graph, value: str, folder: Path, name: str) -> tuple[str, int]:
     config = read_json(folder / "config.json")
     activation = str(config.get("activation_function", "Tanh")).rsplit(".", 1)[-1]
     if activation not in _ACTIVATIONS:

@@ -1,14 +1,16 @@
-"""T5 v1.0 (relu, tied) and v1.1 (gated, untied): an encoder graph and a one-step decoder graph with cached keys and values."""
+"""T5 v1.0 (relu, tied) and v1.1 (gated, untied): an encoder graph and a graph of one decoding step with its cache."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gplfast.errors import ModelError
-from gplfast.models.checkpoint import Checkpoint
 from gplfast.models.export.graph import MASKED, Graph, activate, relative_buckets, self_attention_bias
+
+if TYPE_CHECKING:
+    from gplfast.models.checkpoint import Checkpoint
 
 
 class T5:
@@ -62,7 +64,7 @@ class T5:
     @property
     def output_embeddings(self) -> np.ndarray[Any, Any] | None:
         """(vocabulary, dim) float32 of an output layer of its own, or None when it is tied to the input."""
-        return self.weights["lm_head.weight"] if "lm_head.weight" in self.weights else None
+        return self.weights["lm_head.weight"] if "lm_head.weight" in self.weights else None  # noqa: SIM401  (no dict)
 
     def project(self, graph: Graph, value: str, name: str) -> str:
         """Multiply by a weight matrix; T5 has no biases."""
@@ -133,9 +135,9 @@ def t5_decoder_graph(t5: T5) -> Graph:
 
     Inputs: tokens int32 (rows,); distances int32 (rows or 1, past + 1): how far back each cached position lies, at
     most max_distance, and max_distance + 1 where a row must not look; past_key_i, past_value_i (rows, n_heads, past,
-    head_dim); cross_key_i, cross_value_i (n_docs, n_heads, sequence, head_dim) and attention_mask int32 (n_docs, sequence)
-    of the passages; slots int32 (n_docs, samples): the row of each sample of each passage (any row where there is
-    none), so that a passage's keys are read once for all its samples; row_slots int32 (rows,): the inverse, into the
+    head_dim); cross_key_i, cross_value_i (n_docs, n_heads, sequence, head_dim) and attention_mask int32 (n_docs,
+    sequence) of the passages; slots int32 (n_docs, samples): the row of each sample of each passage (any row where
+    there is none), so that a passage's keys are read once for all its samples; row_slots int32 (rows,): the inverse, into the
     flattened slots; n_best int64 (1,).
 
     Outputs: best_logits float32 and best_tokens int64, (rows, n_best), descending, ties to the lower token;
