@@ -60,7 +60,8 @@ def test_an_error_in_the_body_leaves_the_old_file(tmp_path):
             file.write(b"new")
             raise KeyboardInterrupt
 
-    pytest.raises(KeyboardInterrupt, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_bytes() == b"old"
     assert [each.name for each in path.parent.iterdir()] == ["file"]
 
