@@ -140,6 +140,12 @@ class EvaluateConfig:
     """Retrieval quality on the judged queries of the collection."""
 
     split: str = _setting("test", "which qrels/<split>.tsv")
+    systems: tuple[str, ...] = _setting(
+        ("bm25", "zero-shot", "genq", "gpl"),
+        "systems of the table; those that were not trained are left out",
+        choices=("bm25", "bm25+teacher", "zero-shot", "genq", "gpl"),
+        output=False,
+    )
     top_k: int = _setting(100, "passages retrieved per query", low=10)
     drop_same_id: bool = _setting(True, "drop the passage whose id is the query's id, as BEIR does")
     rerank_top: int = _setting(50, "passages of BM25 that the teacher reranks", low=1)
@@ -154,7 +160,9 @@ class RunConfig:
     preset: str = _setting("nano", "the settings to start from", choices=("nano", "paper"))
     seed: int = _setting(0, "seed of every random draw", low=0, high=2**63 - 1)
     threads: int = _setting(0, "CPU threads (0: all cores)", low=0, output=False)
-    loss: str = _setting("margin-mse", "margin-mse: GPL; mnrl: GenQ", choices=("margin-mse", "mnrl"))
+    loss: str = _setting(
+        "margin-mse", "margin-mse: GPL; mnrl: GenQ; both: one student each", choices=("margin-mse", "mnrl", "both")
+    )
     input: InputConfig = dataclasses.field(default_factory=InputConfig)
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
     mine: MineConfig = dataclasses.field(default_factory=MineConfig)
@@ -165,6 +173,9 @@ class RunConfig:
 
 
 SECTIONS: tuple[str, ...] = ("input", "generate", "mine", "label", "train", "genq", "evaluate")
+
+# What a student is: given for GPL's alone it holds for GenQ's too, so that the two are compared on equal terms.
+_OF_THE_STUDENT = ("base", "similarity", "pooling", "max_seq_length", "precision")
 
 # The numbers of the GPL paper (arXiv:2112.07577) and its code; GenQ: batch 24 and 10 % warm-up as in its tutorial.
 _PAPER: dict[str, Any] = {
@@ -238,8 +249,8 @@ def load_config(
     if chosen not in PRESETS:
         raise ConfigError(f"preset is {chosen!r} but must be one of {', '.join(sorted(PRESETS))}")
     config = _merge(RunConfig(preset=chosen), PRESETS[chosen], f"preset {chosen}")
-    config = _merge(config, from_file, str(file))
-    config = _merge(config, dict(overrides or {}), "arguments")
+    config = _merge(config, _same_student(from_file), str(file))
+    config = _merge(config, _same_student(overrides or {}), "arguments")
     return check(dataclasses.replace(config, preset=chosen))
 
 
@@ -281,6 +292,16 @@ def output_settings(section: Any) -> dict[str, Any]:
 def field_types(section: type[Any]) -> dict[str, Any]:
     """The resolved type of each setting of a dataclass of this module."""
     return typing.get_type_hints(section)
+
+
+def _same_student(values: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    train, genq = merged.get("train"), merged.get("genq", {})
+    if isinstance(train, Mapping) and isinstance(genq, Mapping):
+        shared = {name: train[name] for name in _OF_THE_STUDENT if name in train}
+        if shared:
+            merged["genq"] = {**shared, **genq}
+    return merged
 
 
 def _read(file: Path) -> dict[str, Any]:

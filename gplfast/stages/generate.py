@@ -120,20 +120,16 @@ def generate(
     """
     if not freshness(directory, wanted).fresh:
         _run(corpus, directory, wanted, config, open_generator, seed, report)
-    return load(directory, wanted, config, seed, n_passages=len(corpus))
+    return load(directory, wanted, n_passages=len(corpus))
 
 
-def load(directory: Path, wanted: Manifest, config: GenerateConfig, seed: int, *, n_passages: int) -> GeneratedQueries:
-    """Read the artifact.
+def load(directory: Path, made: Manifest, *, n_passages: int) -> GeneratedQueries:
+    """Read the finished artifact that has the manifest `made`.
 
     Raises:
         ArtifactError: It is damaged or belongs to another corpus.
     """
-    shards = ShardSet(directory, wanted)
-    shards.missing(_n_shards(plan(n_passages, config, seed)))
-    return GeneratedQueries.from_table(
-        shards.table().replace_schema_metadata(None), str(directory), n_passages=n_passages
-    )
+    return GeneratedQueries.from_table(ShardSet(directory, made).table(), str(directory), n_passages=n_passages)
 
 
 def _run(

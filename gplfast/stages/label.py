@@ -118,15 +118,14 @@ def label(
     return load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
 
 
-def load(directory: Path, wanted: Manifest, *, n_queries: int, n_passages: int) -> Margins:
-    """Read the artifact.
+def load(directory: Path, made: Manifest, *, n_queries: int, n_passages: int) -> Margins:
+    """Read the finished artifact that has the manifest `made`.
 
     Raises:
         ArtifactError: It is damaged or belongs to another collection.
     """
-    shards = ShardSet(directory, wanted)
-    shards.missing(_n_shards(Manifest.read(directory).counts["rows drawn"]))
-    return Margins.from_table(shards.table(), str(directory), n_queries=n_queries, n_passages=n_passages)
+    table = ShardSet(directory, made).table()
+    return Margins.from_table(table, str(directory), n_queries=n_queries, n_passages=n_passages)
 
 
 def unique_pairs(rows: Visits) -> Pairs:

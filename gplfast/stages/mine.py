@@ -83,15 +83,14 @@ def mine(
     return load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
 
 
-def load(directory: Path, wanted: Manifest, *, n_queries: int, n_passages: int) -> Negatives:
-    """Read the artifact.
+def load(directory: Path, made: Manifest, *, n_queries: int, n_passages: int) -> Negatives:
+    """Read the finished artifact that has the manifest `made`.
 
     Raises:
         ArtifactError: It is damaged or belongs to another collection.
     """
-    shards = ShardSet(directory, wanted)
-    shards.missing(_n_shards(n_queries))
-    return Negatives.from_table(shards.table(), str(directory), n_queries=n_queries, n_docs=n_passages)
+    table = ShardSet(directory, made).table()
+    return Negatives.from_table(table, str(directory), n_queries=n_queries, n_docs=n_passages)
 
 
 def exclusions(corpus: Corpus, queries: GeneratedQueries, *, duplicates: bool) -> Lists:

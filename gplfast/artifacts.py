@@ -1,0 +1,216 @@
+"""What is in a work directory: which artifact should be made from what, known before anything runs."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gplfast.errors import ArtifactError, ConfigError, DataError
+from gplfast.report import BM25
+from gplfast.store.corpus import Corpus, load_corpus, load_queries
+from gplfast.store.manifest import Manifest
+from gplfast.store.qrels import load_qrels
+from gplfast.store.workdir import WorkDir
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from gplfast.config import RunConfig
+    from gplfast.stages.evaluate import Judged
+    from gplfast.store.generated import GeneratedQueries
+    from gplfast.store.margins import Margins
+    from gplfast.store.negatives import Negatives
+
+Report = Callable[[str, int, int], None]
+
+
+class ModelFile:
+    """A model's directory and fingerprint, found when first asked for."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @functools.cached_property
+    def path(self) -> Path:
+        """The checkpoint directory.
+
+        Raises:
+            HubError: A hub name was given and the hub cannot be reached.
+            ModelError: No such directory.
+        """
+        from gplfast.models.resolve import resolve
+
+        return resolve(self.name)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of weights, configuration and tokenizer."""
+        from gplfast.models.checkpoint import fingerprint
+
+        return fingerprint(self.path)
+
+
+class Artifacts:
+    """The artifacts of one corpus in one work directory.
+
+    Args:
+        corpus: What `load_corpus` takes, or a `Corpus`.
+        work: The work directory.
+        config: The settings.
+        judgements: A BEIR folder with queries and qrels; by default the corpus' own folder when it has them.
+        report: Called with (what, done, all) as work goes on.
+        alone: Take the artifacts of earlier steps as they are on disk instead of demanding these settings of them.
+    """
+
+    def __init__(
+        self,
+        corpus: str | Path | Corpus | pa.Table | Sequence[str],
+        work: str | Path,
+        config: RunConfig,
+        *,
+        judgements: str | Path | None = None,
+        report: Report | None = None,
+        alone: bool = False,
+    ) -> None:
+        self.config, self.work, self.report, self.alone = config, WorkDir(work), report, alone
+        self._source, self._judgements = corpus, judgements
+        self._models: dict[str, ModelFile] = {}
+
+    @functools.cached_property
+    def corpus(self) -> Corpus:
+        """The passages, loaded when first asked for."""
+        if isinstance(self._source, Corpus):
+            return self._source
+        given = self.config.input
+        return load_corpus(
+            self._source,
+            split_words=given.split_words or None,
+            id_column=given.id_column,
+            title_column=None if given.title_column == "title" else given.title_column,
+            text_column=given.text_column,
+        )
+
+    @functools.cached_property
+    def judged(self) -> Judged:
+        """The judged queries.
+
+        Raises:
+            DataError: There are no queries or no judgements.
+        """
+        from gplfast.stages import evaluate
+
+        folder = self._judgements_folder()
+        queries = load_queries(folder)
+        qrels = load_qrels(folder, self.config.evaluate.split, self.corpus, queries)
+        text = f"{self.corpus.fingerprint} {queries.fingerprint} {sorted((q, sorted(d.items())) for q, d in qrels.items())}"
+        return evaluate.judged(self.corpus, queries, qrels, hashlib.sha256(text.encode()).hexdigest())
+
+    def _judgements_folder(self) -> Path:
+        if self._judgements is not None:
+            return Path(self._judgements)
+        if isinstance(self._source, (str, Path)):
+            folder = Path(self._source) if Path(self._source).is_dir() else Path(self._source).parent
+            if (folder / "qrels").is_dir():
+                return folder
+            raise DataError(
+                f"cannot evaluate: {folder} has no qrels/ with judgements; give a BEIR folder with queries.jsonl and "
+                f"qrels/{self.config.evaluate.split}.tsv as judgements, or leave evaluation out"
+            )
+        raise DataError("cannot evaluate: a corpus in memory has no judgements; give the folder of queries and qrels")
+
+    def model(self, name: str) -> ModelFile:
+        """The model of this name, looked up once."""
+        return self._models.setdefault(name, ModelFile(name))
+
+    @property
+    def collection(self) -> str:
+        """What the report calls the corpus: the name of its folder or file."""
+        if isinstance(self._source, (str, Path)):
+            path = Path(self._source).resolve()
+            return path.name if path.is_dir() else path.stem
+        return "corpus"
+
+    # ---- manifests: what each artifact should be made from, known before anything runs
+
+    def wanted(self, step: str) -> Manifest:
+        """The manifest that a step's artifact should have."""
+        from gplfast.stages import generate, label, mine, train
+
+        config, seed = self.config, self.config.seed
+        if step == "generate":
+            model = self.model(config.generate.model).fingerprint
+            return generate.manifest(self.corpus.fingerprint, model, config.generate, seed)
+        inputs = {"corpus": self.corpus.fingerprint, "queries": self._input("generate").key}
+        if step == "mine":
+            return mine.manifest(inputs, self._retriever_fingerprints(), config.mine)
+        if step == "train genq":
+            base = self.model(config.genq.base).fingerprint
+            return train.manifest(inputs, base, config.genq, train.MNRL, seed)
+        if step == "label":
+            inputs["negatives"] = self._input("mine").key
+            return label.manifest(inputs, self.model(config.label.model).fingerprint, config.label, config.train, seed)
+        if step == "train gpl":
+            inputs["margins"] = self._input("label").key
+            base = self.model(config.train.base).fingerprint
+            return train.manifest(inputs, base, config.train, train.MARGIN_MSE, seed)
+        raise ConfigError(f"step is {step!r} but must be one of generate, mine, label, train gpl, train genq")
+
+    def _input(self, step: str) -> Manifest:
+        """The manifest of an earlier step: the wanted one, or on its own the one that is on disk."""
+        if not self.alone:
+            return self.wanted(step)
+        directory = self.directory(step)
+        try:
+            found = Manifest.read(directory)
+        except FileNotFoundError:
+            raise ArtifactError(
+                f"{directory} is missing or not finished; run `gplfast {step.split()[0]}` or `gplfast run` first"
+            ) from None
+        if found.inputs.get("corpus") != self.corpus.fingerprint:
+            raise ArtifactError(f"{directory} was made from another corpus; run `gplfast {step.split()[0]}` again")
+        return found
+
+    def directory(self, step: str) -> Path:
+        """Where the artifact of a step is or will be."""
+        return self.work.path("/".join(step.split()))
+
+    def retrievers(self) -> dict[str, str]:
+        """Short name (the last part of a path or hub name) to the name that was given."""
+        short: dict[str, str] = {}
+        for name in self.config.mine.retrievers:
+            base = Path(name).name or name
+            number = 2
+            while base in short:
+                base, number = f"{Path(name).name}-{number}", number + 1
+            short[base] = name
+        return short
+
+    def _retriever_fingerprints(self) -> dict[str, str]:
+        return {
+            short: BM25 if name == BM25 else self.model(name).fingerprint for short, name in self.retrievers().items()
+        }
+
+    # ---- finished artifacts, from disk
+
+    def queries(self) -> GeneratedQueries:
+        """The generated queries, from disk."""
+        from gplfast.stages import generate
+
+        return generate.load(self.directory("generate"), self._input("generate"), n_passages=len(self.corpus))
+
+    def negatives(self) -> Negatives:
+        """The negatives, from disk."""
+        from gplfast.stages import mine
+
+        n_queries, n_passages = len(self.queries()), len(self.corpus)
+        return mine.load(self.directory("mine"), self._input("mine"), n_queries=n_queries, n_passages=n_passages)
+
+    def margins(self) -> Margins:
+        """The margins, from disk."""
+        from gplfast.stages import label
+
+        n_queries, n_passages = len(self.queries()), len(self.corpus)
+        return label.load(self.directory("label"), self._input("label"), n_queries=n_queries, n_passages=n_passages)

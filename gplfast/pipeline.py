@@ -1,0 +1,357 @@
+"""The order of the steps, what is fresh, and going on after a kill: the only file that knows every stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gplfast.artifacts import Artifacts, ModelFile, Report
+from gplfast.config import DEMO, RunConfig, load_config
+from gplfast.errors import ArtifactError
+from gplfast.report import BM25, BM25_TEACHER, Bench, System, summary
+from gplfast.store.atomic import read_json, write_json
+from gplfast.store.manifest import Manifest, freshness
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from gplfast.store.corpus import Corpus
+    from gplfast.store.generated import GeneratedQueries
+    from gplfast.store.margins import Margins
+    from gplfast.store.negatives import Negatives
+
+logger = logging.getLogger(__name__)
+
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """What a run would do about one step.
+
+    Attributes:
+        step: "generate", "mine", "label", "train gpl", "evaluate bm25", …
+        fresh: Whether it would be skipped.
+        reason: "fresh", or what differs, or which step it waits for.
+    """
+
+    step: str
+    fresh: bool
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """What a run made.
+
+    Attributes:
+        model: The adapted retriever, a sentence-transformers directory (GPL's, or GenQ's when only that was asked for).
+        models: "gpl" and "genq" to their directories, those that were trained.
+        report: What report.json holds, or None when nothing was evaluated.
+        work: The work directory.
+    """
+
+    model: Path
+    models: dict[str, Path]
+    report: dict[str, Any] | None
+    work: Path
+
+
+class Pipeline(Artifacts):
+    """The steps over one corpus in one work directory; see `Artifacts` for what it is made with."""
+
+    # ---- the steps
+
+    def generate(self) -> GeneratedQueries:
+        """Queries of the corpus."""
+        from gplfast.models import QueryGenerator
+        from gplfast.stages import generate
+
+        config = self.config.generate
+        return generate.generate(
+            self.corpus,
+            self.directory("generate"),
+            self.wanted("generate"),
+            config,
+            lambda: QueryGenerator.open(self.model(config.model).path, threads=self.config.threads or None),
+            seed=self.config.seed,
+            report=self.report,
+        )
+
+    def mine(self) -> Negatives:
+        """Hard negatives of the queries."""
+        from gplfast.stages import mine
+
+        return mine.mine(
+            self.corpus,
+            self.queries(),
+            self.directory("mine"),
+            self.work.path("embeddings"),
+            self.wanted("mine"),
+            self.config.mine,
+            {short: self._opener(name) for short, name in self.retrievers().items()},
+            threads=self.config.threads,
+            report=self.report,
+        )
+
+    def label(self) -> Margins:
+        """Margins of the teacher."""
+        from gplfast.stages import label
+
+        return label.label(
+            self.corpus,
+            self.queries(),
+            self.negatives(),
+            self.directory("label"),
+            self.work.path("scores"),
+            self.wanted("label"),
+            self.config.label,
+            self.config.train,
+            self._open_teacher,
+            seed=self.config.seed,
+            report=self.report,
+        )
+
+    def train(self, student: str) -> Path:
+        """Train "gpl" or "genq"; returns the model's directory."""
+        from gplfast.stages import train
+
+        config = self.config.genq if student == "genq" else self.config.train
+
+        def examples() -> Any:
+            if student == "genq":
+                return train.from_queries(self.corpus, self.queries())
+            return train.from_margins(self.corpus, self.queries(), self.margins())
+
+        return train.train(
+            examples,
+            self.model(config.base).path,
+            self.directory(f"train {student}"),
+            self.wanted(f"train {student}"),
+            config,
+            seed=self.config.seed,
+            threads=self.config.threads,
+            report=self.report,
+        )
+
+    # ---- the whole
+
+    def steps(self) -> list[str]:
+        """The training steps of these settings, in order."""
+        loss = self.config.loss
+        gpl = [] if loss == "mnrl" else ["mine", "label", "train gpl"]
+        return ["generate", *gpl, *([] if loss == "margin-mse" else ["train genq"])]
+
+    def students(self) -> list[str]:
+        """Which students are trained: "gpl", "genq" or both."""
+        return [step.split()[1] for step in self.steps() if step.startswith("train")]
+
+    def plan(self, *, evaluate: bool = False) -> list[Planned]:
+        """What `run` would do, in order; reads manifests only and writes nothing."""
+        planned = []
+        stale: set[str] = set()
+        for step in self.steps():
+            fresh, reason = freshness(self.directory(step), self.wanted(step))
+            planned.append(Planned(step, fresh, reason))
+            if not fresh:
+                stale.add(step)
+        for name in self.system_names() if evaluate else []:
+            if f"train {name}" in stale:
+                planned.append(Planned(f"evaluate {name}", False, f"waits for train {name}"))
+            else:
+                planned.append(
+                    Planned(f"evaluate {name}", *self.system(name).freshness(self.judged, self.config))
+                )
+        return planned
+
+    def run(self, *, evaluate: bool = False) -> Adapted:
+        """Every step that is not fresh, in order."""
+        if evaluate:
+            _ = self.judged  # what is missing for the last step should show before hours of work
+        models: dict[str, Path] = {}
+        for step in self.steps():
+            path = self.step(step)
+            if step.startswith("train"):
+                models[step.split()[1]] = path
+        report = self.evaluate() if evaluate else None
+        return Adapted(next(iter(models.values())), models, report, self.work.root)
+
+    def step(self, step: str) -> Any:
+        """Do one step: "generate", "mine", "label", "train gpl" or "train genq"; returns what it made."""
+        name, _, student = step.partition(" ")
+        work = functools.partial(self.train, student) if name == "train" else getattr(self, name)
+        return self.timed(step, work, fresh=freshness(self.directory(step), self.wanted(step)).fresh)
+
+    def describe(self, step: str) -> str:
+        """Where the artifact of a finished step is and what it counts, in one line."""
+        counts = Manifest.read(self.directory(step)).counts
+        return f"{self.directory(step)}: " + ", ".join(f"{name} {value}" for name, value in counts.items())
+
+    def timed(self, step: str, work: Callable[[], Any], *, fresh: bool) -> Any:
+        """Do a step and keep how long it took; what was fresh already keeps the time of when it was made."""
+        logger.info("%s: %s", step, "fresh" if fresh else "running")
+        start = time.perf_counter()
+        outcome = work()
+        if not fresh:
+            seconds = self.seconds()
+            seconds[step] = round(time.perf_counter() - start, 3)
+            write_json(self.work.root / "seconds.json", seconds)
+        return outcome
+
+    def seconds(self) -> dict[str, float]:
+        """How long each step took when it was last done."""
+        try:
+            return dict(read_json(self.work.root / "seconds.json"))
+        except FileNotFoundError:
+            return {}
+
+    # ---- evaluation
+
+    def system_names(self) -> list[str]:
+        """The systems of the table that these settings have: students that are trained, or were."""
+        trained = set(self.students())
+        for student in ("gpl", "genq"):
+            if self.alone and (self.directory(f"train {student}") / "manifest.json").is_file():
+                trained.add(student)
+        return [name for name in self.config.evaluate.systems if name not in ("gpl", "genq") or name in trained]
+
+    def system(self, name: str) -> System:
+        """How a system of the table is measured."""
+        directory = self.work.path(f"evaluate/{name}")
+        if name == BM25:
+            return System(name, directory)
+        if name in ("gpl", "genq"):
+            model = ModelFile(str(self.directory(f"train {name}") / "model"))
+            if not model.path.is_dir():
+                raise ArtifactError(f"{model.path} is missing; run `gplfast train` first")
+        elif name == BM25_TEACHER:
+            model = self.model(self.config.label.model)
+        else:
+            genq_only = self.config.loss == "mnrl"
+            model = self.model(self.config.genq.base if genq_only else self.config.train.base)
+        return System(name, directory, model.path, model.fingerprint)
+
+    def evaluate(self, extra: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Measure the systems of the table, and `extra` ones (name to model), and write report.json."""
+        bench = Bench(
+            self.judged, self.config, self.work.path("embeddings"), self.work.path("scores"), self.report
+        )
+        systems = [self.system(name) for name in self.system_names()]
+        for name, given in (extra or {}).items():
+            model = self.model(given)
+            directory = self.work.path(f"evaluate/{model.fingerprint[:24]}")
+            systems.append(System(name, directory, model.path, model.fingerprint))
+        results = {}
+        for system in systems:
+            fresh = system.freshness(self.judged, self.config).fresh
+            results[system.name] = self.timed(
+                f"evaluate {system.name}", functools.partial(bench.measure, system), fresh=fresh
+            )
+        report = summary(self.collection, results, self.config, self.seconds())
+        write_json(self.work.root / "report.json", report)
+        return report
+
+    def _open_teacher(self) -> Any:
+        from gplfast.models import CrossEncoder
+
+        return CrossEncoder.open(self.model(self.config.label.model).path, threads=self.config.threads or None)
+
+    def _opener(self, name: str) -> Callable[[], Any] | None:
+        from gplfast.models import BiEncoder
+
+        if name == BM25:
+            return None
+        return lambda: BiEncoder.open(self.model(name).path, threads=self.config.threads or None)
+
+
+def adapt(
+    corpus: str | Path | Corpus | pa.Table | Sequence[str],
+    *,
+    work: str | Path,
+    preset: str | None = None,
+    config: RunConfig | Mapping[str, Any] | str | Path | None = None,
+    evaluate: bool = False,
+    judgements: str | Path | None = None,
+    report: Report | None = None,
+) -> Adapted:
+    """Adapt a retriever to documents without labels: generate, mine, label and train, and evaluate when asked to.
+
+    A second call goes on where the first was interrupted, and does only what other settings make necessary.
+
+    Args:
+        corpus: A BEIR folder, a folder of text files, a table file, an Arrow table or a list of texts (see `load_corpus`).
+        work: Directory of everything that is made; one process at a time.
+        preset: "nano" (bundled models, no network) or "paper"; by default what `config` names, else "nano".
+        config: Settings over the preset: a `RunConfig`, a nested mapping, or a TOML or YAML file.
+        evaluate: Measure the systems on judged queries at the end.
+        judgements: BEIR folder with queries.jsonl and qrels/; by default the corpus' own.
+        report: Called with (what, done, all) as work goes on.
+
+    Returns:
+        The adapted model's directory, and the report.
+
+    Raises:
+        GplfastError: One of its children; the message says what to do.
+    """
+    settings = as_config(config, preset)
+    pipeline = Pipeline(corpus, work, settings, judgements=judgements, report=report)
+    with pipeline.work:
+        return pipeline.run(evaluate=evaluate)
+
+
+def as_config(config: RunConfig | Mapping[str, Any] | str | Path | None, preset: str | None = None) -> RunConfig:
+    """The settings that a caller means: a `RunConfig` as it is, a mapping or a file over the preset.
+
+    Raises:
+        ConfigError: A setting that is unknown, of the wrong type or out of range.
+    """
+    if isinstance(config, RunConfig):
+        return config
+    if isinstance(config, (str, Path)):
+        return load_config(config, preset=preset)
+    return load_config(preset=preset, overrides=config)
+
+
+def demo(work: str | Path, *, threads: int = 0, report: Report | None = None) -> Adapted:
+    """Adapt the bundled student to the bundled collection, with GPL and with GenQ, and measure both.
+
+    The collection is a part of MedQuAD (CC BY 4.0, see presets/demo/README.md); none of the bundled models saw it.
+    """
+    from importlib import resources
+
+    corpus = Path(str(resources.files("gplfast"))) / "presets" / "demo"
+    config = load_config(preset="nano", overrides={**DEMO, "loss": "both", "threads": threads})
+    return adapt(corpus, work=work, config=config, evaluate=True, report=report)
+
+
+def export_gpl(pipeline: Pipeline, folder: str | Path) -> list[Path]:
+    """Write queries, qrels, hard negatives and training data as GPL's own files; what is not made yet is left out.
+
+    Returns:
+        The files that were written.
+    """
+    from gplfast.interop import gpl
+    from gplfast.mining.lists import from_sequences
+    from gplfast.store.negatives import RankedLists
+
+    root, corpus, generated = Path(folder), pipeline.corpus, pipeline.queries()
+    queries = generated.as_queries()
+    written = [root / gpl.QUERIES_FILE, root / gpl.QRELS_FILE]
+    gpl.write_queries(written[0], queries)
+    qrels = {name: {corpus.ids[row]: 1} for name, row in zip(queries.ids, generated.passages.tolist(), strict=True)}
+    gpl.write_qrels(written[1], qrels)
+    if (pipeline.directory("mine") / "manifest.json").is_file():
+        positives = RankedLists(*from_sequences(generated.passages.reshape(-1, 1)))
+        written.append(root / gpl.HARD_NEGATIVES_FILE)
+        found = gpl.HardNegatives(pipeline.negatives(), positives)
+        gpl.write_hard_negatives(written[-1], found, corpus, queries)
+    if (pipeline.directory("label") / "manifest.json").is_file():
+        margins = pipeline.margins()
+        written.append(root / gpl.TRAINING_DATA_FILE)
+        data = gpl.TrainingData(margins.queries, margins.positives, margins.negatives, margins.margins)
+        gpl.write_training_data(written[-1], data, corpus, queries)
+    return written
