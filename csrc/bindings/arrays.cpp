@@ -1,0 +1,145 @@
+#include "bindings/arrays.h"
+
+#include <cstdint>
+
+#include "common/errors.h"
+
+namespace py = pybind11;
+
+namespace gplfast::bindings {
+namespace {
+
+std::string type_name(const py::handle& object) {
+    return py::str(py::type::of(object).attr("__module__")).cast<std::string>() + "." +
+           py::str(py::type::of(object).attr("__qualname__")).cast<std::string>();
+}
+
+std::string shape_text(const py::array& array) {
+    return py::str(array.attr("shape")).cast<std::string>();
+}
+
+// A C-contiguous, aligned array of T in native byte order, with n_dims dimensions.
+template <class T>
+py::array array_from(const char* op, const std::string& name, const py::handle& object,
+                     py::ssize_t n_dims, const char* dtype) {
+    const std::string remedy = "np.ascontiguousarray(" + name + ", np." + dtype + ")";
+    const std::string where = std::string(op) + ": " + name;
+    if (!py::isinstance<py::array>(object)) {
+        throw DTypeError(where + " is a " + type_name(object) +
+                         " but a numpy array is needed; call " + remedy);
+    }
+    auto array = py::reinterpret_borrow<py::array>(object);
+    if (!array.dtype().equal(py::dtype::of<T>())) {
+        throw DTypeError(where + " has dtype " + py::str(array.dtype()).cast<std::string>() +
+                         " but " + dtype + " is needed; call " + remedy);
+    }
+    if (array.ndim() != n_dims) {
+        throw ShapeError(where + " has shape " + shape_text(array) + " but " +
+                         std::to_string(n_dims) + " dimension" + (n_dims == 1 ? " is" : "s are") +
+                         " needed; reshape it");
+    }
+    constexpr int needed = int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_};
+    if ((array.flags() & needed) != needed) {
+        throw DTypeError(where + " is not C-contiguous and aligned; call " + remedy);
+    }
+    return array;
+}
+
+// Offsets of n_lists ragged lists over n_values values: from 0, never falling, to n_values.
+void check_indptr(const std::string& where, const int64_t* indptr, size_t n_lists,
+                  size_t n_values) {
+    if (indptr[0] != 0) {
+        throw ShapeError(where + " starts at " + std::to_string(indptr[0]) +
+                         " but must start at 0");
+    }
+    for (size_t i = 0; i < n_lists; ++i) {
+        if (indptr[i + 1] < indptr[i]) {
+            throw ShapeError(where + " falls from " + std::to_string(indptr[i]) + " to " +
+                             std::to_string(indptr[i + 1]) + " at list " + std::to_string(i) +
+                             "; offsets never fall");
+        }
+    }
+    if (static_cast<size_t>(indptr[n_lists]) != n_values) {
+        throw ShapeError(where + " ends at " + std::to_string(indptr[n_lists]) + " but there are " +
+                         std::to_string(n_values) + " values; it must end at their number");
+    }
+}
+
+}  // namespace
+
+MatrixView matrix_from(const char* op, const char* name, const py::handle& object) {
+    const py::array array = array_from<float>(op, name, object, 2, "float32");
+    if (array.shape(1) == 0) {
+        throw ShapeError(std::string(op) + ": " + name + " has shape " + shape_text(array) +
+                         " but needs at least one column");
+    }
+    return {static_cast<const float*>(array.data()), static_cast<size_t>(array.shape(0)),
+            static_cast<size_t>(array.shape(1))};
+}
+
+void check_same_dim(const char* op, const MatrixView& queries, const MatrixView& docs) {
+    if (queries.dim == docs.dim) return;
+    throw ShapeError(std::string(op) + ": queries has dim=" + std::to_string(queries.dim) +
+                     " but docs has dim=" + std::to_string(docs.dim) +
+                     "; encode both with the same model");
+}
+
+ops::ExcludeView exclude_from(const char* op, const py::object& exclude, size_t n_queries,
+                              size_t n_docs) {
+    if (exclude.is_none()) return {};
+    const auto pair = py::reinterpret_borrow<py::tuple>(exclude);
+    const py::array indptr_array = array_from<int64_t>(op, "exclude[0]", pair[0], 1, "int64");
+    const py::array ids_array = array_from<int64_t>(op, "exclude[1]", pair[1], 1, "int64");
+    const auto* indptr = static_cast<const int64_t*>(indptr_array.data());
+    const auto* ids = static_cast<const int64_t*>(ids_array.data());
+    if (static_cast<size_t>(indptr_array.size()) != n_queries + 1) {
+        throw ShapeError(std::string(op) + ": exclude names " +
+                         std::to_string(indptr_array.size() - 1) + " queries but queries has " +
+                         std::to_string(n_queries) + " rows; give one list per query");
+    }
+    check_indptr(std::string(op) + ": exclude[0]", indptr, n_queries,
+                 static_cast<size_t>(ids_array.size()));
+    for (size_t query = 0; query < n_queries; ++query) {
+        for (int64_t i = indptr[query]; i < indptr[query + 1]; ++i) {
+            if (ids[i] >= 0 && static_cast<uint64_t>(ids[i]) < n_docs) continue;
+            throw ShapeError(std::string(op) + ": exclude of query " + std::to_string(query) +
+                             " has id " + std::to_string(ids[i]) + " but docs has " +
+                             std::to_string(n_docs) + " rows; ids count rows from 0");
+        }
+    }
+    return {indptr, ids};
+}
+
+ops::RaggedScores ragged_from(const char* op, const char* name, const py::handle& scores,
+                              const py::handle& indptr, size_t& n_queries) {
+    const std::string prefix(name);
+    const py::array score_array = array_from<float>(op, prefix + "_scores", scores, 1, "float32");
+    const py::array indptr_array = array_from<int64_t>(op, prefix + "_indptr", indptr, 1, "int64");
+    const auto* offsets = static_cast<const int64_t*>(indptr_array.data());
+    if (indptr_array.size() == 0) {
+        throw ShapeError(std::string(op) + ": " + prefix +
+                         "_indptr is empty but needs one more entry than there are queries");
+    }
+    n_queries = static_cast<size_t>(indptr_array.size()) - 1;
+    check_indptr(std::string(op) + ": " + prefix + "_indptr", offsets, n_queries,
+                 static_cast<size_t>(score_array.size()));
+    return {static_cast<const float*>(score_array.data()), offsets};
+}
+
+void check_margins(const ops::RaggedScores& positives, size_t n_positive_queries,
+                   const ops::RaggedScores& negatives, size_t n_negative_queries) {
+    if (n_positive_queries != n_negative_queries) {
+        throw ShapeError("margins: positive_indptr has " + std::to_string(n_positive_queries) +
+                         " queries but negative_indptr has " + std::to_string(n_negative_queries) +
+                         "; give a list, maybe empty, for each query in both");
+    }
+    for (size_t query = 0; query < n_negative_queries; ++query) {
+        const int64_t n_negatives = negatives.indptr[query + 1] - negatives.indptr[query];
+        if (n_negatives == 0 || positives.indptr[query + 1] > positives.indptr[query]) continue;
+        throw ShapeError("margins: query " + std::to_string(query) + " has " +
+                         std::to_string(n_negatives) +
+                         " negatives but no positive; drop its negatives or score a positive");
+    }
+}
+
+}  // namespace gplfast::bindings

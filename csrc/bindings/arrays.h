@@ -1,0 +1,31 @@
+// Every check of an array from Python, and every message about one. Nothing is copied or cast.
+#pragma once
+
+#include <pybind11/numpy.h>
+
+#include <string>
+
+#include "common/matrix_view.h"
+#include "ops/margins.h"
+#include "ops/search.h"
+
+namespace gplfast::bindings {
+
+// A C-contiguous float32 matrix of at least one column.
+MatrixView matrix_from(const char* op, const char* name, const pybind11::handle& object);
+
+void check_same_dim(const char* op, const MatrixView& queries, const MatrixView& docs);
+
+// A pair (indptr, ids), or None. Checks every offset and every id.
+ops::ExcludeView exclude_from(const char* op, const pybind11::object& exclude, size_t n_queries,
+                              size_t n_docs);
+
+// Ragged scores; their number of queries goes to n_queries.
+ops::RaggedScores ragged_from(const char* op, const char* name, const pybind11::handle& scores,
+                              const pybind11::handle& indptr, size_t& n_queries);
+
+// Every query with negatives has a positive, and both name the same queries.
+void check_margins(const ops::RaggedScores& positives, size_t n_positive_queries,
+                   const ops::RaggedScores& negatives, size_t n_negative_queries);
+
+}  // namespace gplfast::bindings

@@ -1,0 +1,139 @@
+// search, dedup, margins: check, allocate, release the GIL, call.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "bindings/arrays.h"
+#include "bindings/register.h"
+#include "common/errors.h"
+#include "common/float_environment.h"
+#include "cpu/isa.h"
+#include "ops/dedup.h"
+#include "ops/margins.h"
+#include "ops/search.h"
+
+namespace py = pybind11;
+
+namespace gplfast::bindings {
+namespace {
+
+// Lets Ctrl-C through. Called from the thread that called us, which holds no GIL at that moment.
+void check_signals() {
+    const py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+Metric metric_from(const std::string& name, const char* op) {
+    if (name == "ip") return Metric::inner_product;
+    if (name == "cosine") return Metric::cosine;
+    throw ConfigError(std::string(op) + ": metric is '" + name + "'; use 'ip' or 'cosine'");
+}
+
+ops::DuplicateRule rule_from(const std::string& name) {
+    if (name == "components") return ops::DuplicateRule::components;
+    if (name == "greedy") return ops::DuplicateRule::greedy;
+    if (name == "any-earlier") return ops::DuplicateRule::any_earlier;
+    throw ConfigError("dedup: rule is '" + name + "'; use 'components', 'greedy' or 'any-earlier'");
+}
+
+ops::Reference reference_from(const std::string& name) {
+    if (name == "min") return ops::Reference::min;
+    if (name == "mean") return ops::Reference::mean;
+    if (name == "max") return ops::Reference::max;
+    if (name == "first") return ops::Reference::first;
+    throw ConfigError("margins: reference is '" + name + "'; use 'min', 'mean', 'max' or 'first'");
+}
+
+py::tuple search(const py::object& queries, const py::object& docs, size_t k,
+                 const std::string& metric, const py::object& exclude, size_t threads,
+                 size_t block_queries, size_t block_docs) {
+    ops::SearchProblem problem;
+    problem.queries = matrix_from("search", "queries", queries);
+    problem.docs = matrix_from("search", "docs", docs);
+    check_same_dim("search", problem.queries, problem.docs);
+    problem.k = k;
+    problem.metric = metric_from(metric, "search");
+    problem.exclude = exclude_from("search", exclude, problem.queries.n_rows, problem.docs.n_rows);
+    problem.n_threads = threads;
+    problem.block_queries = block_queries;
+    problem.block_docs = block_docs;
+    const cpu::Kernels& kernels = cpu::kernels_for(cpu::current_isa());
+
+    const py::array::ShapeContainer shape{problem.queries.n_rows, k};
+    py::array_t<float> scores(shape);
+    py::array_t<int64_t> ids(shape);
+    float* scores_out = scores.mutable_data();
+    int64_t* ids_out = ids.mutable_data();
+    {
+        // Safe: the arguments and results are held by this frame, and only their memory is used.
+        const py::gil_scoped_release release;
+        ops::search(problem, kernels, check_signals, scores_out, ids_out);
+    }
+    return py::make_tuple(scores, ids);
+}
+
+py::tuple dedup(const py::object& docs, float threshold, const std::string& metric, bool keep_last,
+                const std::string& rule, size_t threads, size_t block_rows) {
+    ops::DedupProblem problem;
+    problem.docs = matrix_from("dedup", "docs", docs);
+    problem.threshold = threshold;
+    problem.metric = metric_from(metric, "dedup");
+    problem.keep_last = keep_last;
+    problem.rule = rule_from(rule);
+    problem.n_threads = threads;
+    problem.block_rows = block_rows;
+    if (problem.docs.n_rows > UINT32_MAX) {
+        throw ShapeError("dedup: docs has " + std::to_string(problem.docs.n_rows) +
+                         " rows but 2^32 - 1 is the most; split it");
+    }
+    const cpu::Kernels& kernels = cpu::kernels_for(cpu::current_isa());
+
+    py::array_t<int64_t> representative(static_cast<py::ssize_t>(problem.docs.n_rows));
+    int64_t* representative_out = representative.mutable_data();
+    uint64_t n_pairs = 0;
+    {
+        // Safe: the argument and the result are held by this frame; only their memory is used.
+        const py::gil_scoped_release release;
+        n_pairs = ops::dedup(problem, kernels, check_signals, representative_out);
+    }
+    return py::make_tuple(representative, n_pairs);
+}
+
+py::array_t<float> margins(const py::object& positive_scores, const py::object& positive_indptr,
+                           const py::object& negative_scores, const py::object& negative_indptr,
+                           const std::string& reference) {
+    size_t n_positive_queries = 0;
+    size_t n_queries = 0;
+    const auto positives =
+        ragged_from("margins", "positive", positive_scores, positive_indptr, n_positive_queries);
+    const auto negatives =
+        ragged_from("margins", "negative", negative_scores, negative_indptr, n_queries);
+    check_margins(positives, n_positive_queries, negatives, n_queries);
+    const ops::Reference which = reference_from(reference);
+
+    py::array_t<float> result(static_cast<py::ssize_t>(negatives.indptr[n_queries]));
+    float* result_out = result.mutable_data();
+    {
+        // Safe: the arguments and the result are held by this frame; only their memory is used.
+        const py::gil_scoped_release release;
+        const FloatEnvironment environment;
+        ops::margins(positives, negatives, n_queries, which, result_out);
+    }
+    return result;
+}
+
+}  // namespace
+
+void register_ops(py::module_& m) {
+    m.def("search", &search, py::arg("queries"), py::arg("docs"), py::arg("k"), py::arg("metric"),
+          py::arg("exclude"), py::arg("threads"), py::kw_only(), py::arg("block_queries") = 0,
+          py::arg("block_docs") = 0);
+    m.def("dedup", &dedup, py::arg("docs"), py::arg("threshold"), py::arg("metric"),
+          py::arg("keep_last"), py::arg("rule"), py::arg("threads"), py::kw_only(),
+          py::arg("block_rows") = 0);
+    m.def("margins", &margins, py::arg("positive_scores"), py::arg("positive_indptr"),
+          py::arg("negative_scores"), py::arg("negative_indptr"), py::arg("reference"));
+}
+
+}  // namespace gplfast::bindings

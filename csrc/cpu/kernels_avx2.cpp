@@ -1,0 +1,85 @@
+// AVX2 and FMA. Only immintrin.h and our plain headers may be included here (the ISA rule).
+#include <immintrin.h>
+
+#include "cpu/kernels.h"
+
+namespace gplfast::cpu {
+namespace {
+
+// 6 x 2 accumulators, 2 panel vectors and a broadcast use 15 of the 16 registers.
+constexpr size_t n_queries = 6;
+constexpr size_t n_docs = 16;
+
+uint32_t scan_tile(const float* queries, const float* panel, size_t dim, const float* thresholds,
+                   const float* slopes, const float* norms, uint32_t* candidates) {
+    __m256 scores[n_queries][2];
+#pragma GCC unroll 6
+    for (size_t i = 0; i < n_queries; ++i) {
+        scores[i][0] = _mm256_setzero_ps();
+        scores[i][1] = _mm256_setzero_ps();
+    }
+    for (size_t k = 0; k < dim; ++k) {
+        const __m256 docs0 = _mm256_loadu_ps(panel + k * n_docs);
+        const __m256 docs1 = _mm256_loadu_ps(panel + k * n_docs + 8);
+#pragma GCC unroll 6
+        for (size_t i = 0; i < n_queries; ++i) {
+            const __m256 query = _mm256_broadcast_ss(queries + k * n_queries + i);
+            scores[i][0] = _mm256_fmadd_ps(query, docs0, scores[i][0]);
+            scores[i][1] = _mm256_fmadd_ps(query, docs1, scores[i][1]);
+        }
+    }
+    const __m256 norms0 = _mm256_loadu_ps(norms);
+    const __m256 norms1 = _mm256_loadu_ps(norms + 8);
+    uint32_t any = 0;
+#pragma GCC unroll 6
+    for (size_t i = 0; i < n_queries; ++i) {
+        const __m256 threshold = _mm256_broadcast_ss(thresholds + i);
+        const __m256 slope = _mm256_broadcast_ss(slopes + i);
+        const __m256 limit0 = _mm256_fnmadd_ps(slope, norms0, threshold);
+        const __m256 limit1 = _mm256_fnmadd_ps(slope, norms1, threshold);
+        const auto bits0 = _mm256_movemask_ps(_mm256_cmp_ps(scores[i][0], limit0, _CMP_NLT_UQ));
+        const auto bits1 = _mm256_movemask_ps(_mm256_cmp_ps(scores[i][1], limit1, _CMP_NLT_UQ));
+        candidates[i] = static_cast<uint32_t>(bits0) | static_cast<uint32_t>(bits1) << 8;
+        any |= candidates[i];
+    }
+    return any;
+}
+
+inline void add_products(const float* a, const float* b, __m256d* lanes) {
+#pragma GCC unroll 8
+    for (size_t l = 0; l < 8; ++l) {
+        const __m256d wide_a = _mm256_cvtps_pd(_mm_loadu_ps(a + 4 * l));
+        const __m256d wide_b = _mm256_cvtps_pd(_mm_loadu_ps(b + 4 * l));
+        lanes[l] = _mm256_fmadd_pd(wide_a, wide_b, lanes[l]);  // the product is exact either way
+    }
+}
+
+double dot(const float* a, const float* b, size_t dim) {
+    __m256d lanes[8];
+#pragma GCC unroll 8
+    for (size_t l = 0; l < 8; ++l) lanes[l] = _mm256_setzero_pd();
+    size_t i = 0;
+    for (; i + 32 <= dim; i += 32) add_products(a + i, b + i, lanes);
+    if (i < dim) {
+        float last_a[32] = {};
+        float last_b[32] = {};
+        for (size_t l = 0; i + l < dim; ++l) {
+            last_a[l] = a[i + l];
+            last_b[l] = b[i + l];
+        }
+        add_products(last_a, last_b, lanes);
+    }
+#pragma GCC unroll 4
+    for (size_t l = 0; l < 4; ++l) lanes[l] = _mm256_add_pd(lanes[l], lanes[l + 4]);
+    lanes[0] = _mm256_add_pd(lanes[0], lanes[2]);
+    lanes[1] = _mm256_add_pd(lanes[1], lanes[3]);
+    const __m256d four = _mm256_add_pd(lanes[0], lanes[1]);
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+
+}  // namespace
+
+const Kernels kernels_avx2 = {n_queries, n_docs, scan_tile, dot};
+
+}  // namespace gplfast::cpu

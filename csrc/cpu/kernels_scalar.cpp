@@ -1,0 +1,52 @@
+// The kernels without intrinsics: always built, and the twin of the tests' oracle.
+#include "cpu/kernels.h"
+
+namespace gplfast::cpu {
+namespace {
+
+constexpr size_t n_queries = 4;
+constexpr size_t n_docs = 8;
+
+uint32_t scan_tile(const float* queries, const float* panel, size_t dim, const float* thresholds,
+                   const float* slopes, const float* norms, uint32_t* candidates) {
+    float scores[n_queries][n_docs] = {};
+    for (size_t k = 0; k < dim; ++k) {
+        for (size_t i = 0; i < n_queries; ++i) {
+            for (size_t j = 0; j < n_docs; ++j) {
+                scores[i][j] += queries[k * n_queries + i] * panel[k * n_docs + j];
+            }
+        }
+    }
+    uint32_t any = 0;
+    for (size_t i = 0; i < n_queries; ++i) {
+        uint32_t bits = 0;
+        for (size_t j = 0; j < n_docs; ++j) {
+            const bool is_below = scores[i][j] < thresholds[i] - slopes[i] * norms[j];
+            bits |= static_cast<uint32_t>(!is_below) << j;
+        }
+        candidates[i] = bits;
+        any |= bits;
+    }
+    return any;
+}
+
+double dot(const float* a, const float* b, size_t dim) {
+    double lanes[32] = {};
+    size_t i = 0;
+    for (; i + 32 <= dim; i += 32) {
+        for (size_t l = 0; l < 32; ++l) {
+            lanes[l] += static_cast<double>(a[i + l]) * static_cast<double>(b[i + l]);
+        }
+    }
+    for (; i < dim; ++i) lanes[i % 32] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+    for (size_t half = 16; half > 0; half /= 2) {
+        for (size_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+    }
+    return lanes[0];
+}
+
+}  // namespace
+
+const Kernels kernels_scalar = {n_queries, n_docs, scan_tile, dot};
+
+}  // namespace gplfast::cpu

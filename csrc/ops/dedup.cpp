@@ -1,0 +1,252 @@
+#include "ops/dedup.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <mutex>
+#include <numeric>
+#include <vector>
+
+#include "common/parallel.h"
+#include "ops/scan.h"
+
+namespace gplfast::ops {
+namespace {
+
+using Index = uint32_t;  // position among the distinct rows, in the order in which rows may stay
+
+struct Pair {
+    Index earlier;
+    Index later;
+};
+
+// Rows grouped by their bytes. Copies of a row score the same with everything, so one of each
+// group goes into the scan: a corpus with m copies of a row would cost m^2 pairs otherwise.
+struct DistinctRows {
+    std::vector<int64_t> rows;     // first row of each group, in order
+    std::vector<uint64_t> copies;  // rows in the group
+    std::vector<int64_t> first;    // for every row: the first row of its group
+    uint64_t n_pairs = 0;          // within groups
+};
+
+uint64_t hash_row(const float* row, size_t dim) {
+    uint64_t hash = 0x9e3779b97f4a7c15ull ^ dim;
+    for (size_t k = 0; k < dim; ++k) {
+        uint32_t bits;
+        std::memcpy(&bits, row + k, sizeof(bits));
+        hash = (hash ^ bits) * 0xff51afd7ed558ccdull;
+        hash ^= hash >> 32;
+    }
+    return hash;
+}
+
+// Groups rows that are the same bytes and similar to themselves. (A zero row has cosine 0 with its
+// copies: those stay apart.)
+DistinctRows find_distinct(const DedupProblem& problem, const cpu::Kernels& kernels,
+                           const std::function<void()>& poll) {
+    const MatrixView& docs = problem.docs;
+    const size_t n = docs.n_rows;
+    std::vector<uint64_t> hashes(n);
+    std::vector<char> is_groupable(n);
+    constexpr size_t chunk = 4096;
+    StopFlag stop;
+    const auto examine = [&](size_t task) {
+        for (size_t i = task * chunk; i < std::min(n, (task + 1) * chunk); ++i) {
+            const double square = kernels.dot(docs.row(i), docs.row(i), docs.dim);
+            const double norm = std::sqrt(square);
+            hashes[i] = hash_row(docs.row(i), docs.dim);
+            is_groupable[i] =
+                canonical_score(square, norm, norm, problem.metric) >= problem.threshold;
+        }
+    };
+    parallel_for((n + chunk - 1) / chunk, problem.n_threads, examine, poll, stop);
+
+    DistinctRows distinct;
+    distinct.first.resize(n);
+    std::iota(distinct.first.begin(), distinct.first.end(), int64_t{0});
+    std::vector<int64_t> order(distinct.first);
+    if (problem.keep_last) std::reverse(order.begin(), order.end());
+    const std::vector<int64_t> in_order = order;
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return hashes[a] < hashes[b]; });
+    std::vector<uint64_t> n_copies(n, 0);
+    for (size_t begin = 0, end = 0; begin < n; begin = end) {
+        while (end < n && hashes[order[end]] == hashes[order[begin]]) ++end;
+        std::vector<int64_t> leaders;  // more than one only when hashes collide
+        for (size_t i = begin; i < end; ++i) {
+            const int64_t row = order[i];
+            const auto is_copy = [&](int64_t leader) {
+                return std::memcmp(docs.row(leader), docs.row(row), docs.dim * sizeof(float)) == 0;
+            };
+            const auto leader = is_groupable[row]
+                                    ? std::find_if(leaders.begin(), leaders.end(), is_copy)
+                                    : leaders.end();
+            if (leader != leaders.end()) {
+                distinct.first[row] = *leader;
+                distinct.n_pairs += n_copies[*leader]++;
+            } else {
+                n_copies[row] = 1;
+                if (is_groupable[row]) leaders.push_back(row);
+            }
+        }
+    }
+    for (const int64_t row : in_order) {
+        if (distinct.first[row] != row) continue;
+        distinct.rows.push_back(row);
+        distinct.copies.push_back(n_copies[row]);
+    }
+    return distinct;
+}
+
+// What the pairs decide. `leader_[i]` is i while i stays. Pairs may come in any order; only the
+// greedy rule waits for end_block, when all pairs of the block's rows are known.
+class Verdict {
+  public:
+    Verdict(DuplicateRule rule, size_t n) : rule_(rule), leader_(n) {
+        std::iota(leader_.begin(), leader_.end(), Index{0});
+    }
+
+    void add(const Pair& pair, Index block_begin) {
+        const auto [earlier, later] = pair;
+        if (rule_ == DuplicateRule::components) {
+            unite(earlier, later);
+        } else if (rule_ == DuplicateRule::any_earlier || earlier < block_begin) {
+            // Under the greedy rule rows before the block are decided: only those that stay count.
+            if (rule_ == DuplicateRule::greedy && leader_[earlier] != earlier) return;
+            leader_[later] = std::min(leader_[later], earlier);
+        } else {
+            undecided_.push_back(pair);
+        }
+    }
+
+    void end_block() {
+        std::sort(undecided_.begin(), undecided_.end(), [](const Pair& a, const Pair& b) {
+            return a.later < b.later || (a.later == b.later && a.earlier < b.earlier);
+        });
+        for (const auto& [earlier, later] : undecided_) {
+            if (leader_[earlier] == earlier) leader_[later] = std::min(leader_[later], earlier);
+        }
+        undecided_.clear();
+    }
+
+    // The row that stays for each row; for any_earlier, at the end of the chain of lowest rows.
+    std::vector<Index> leaders() {
+        for (Index i = 0; i < leader_.size(); ++i) leader_[i] = leader_[leader_[i]];
+        return std::move(leader_);
+    }
+
+  private:
+    Index root(Index i) {
+        while (leader_[i] != i) i = leader_[i] = leader_[leader_[i]];  // path halving
+        return i;
+    }
+
+    void unite(Index a, Index b) {
+        a = root(a);
+        b = root(b);
+        leader_[std::max(a, b)] = std::min(a, b);
+    }
+
+    DuplicateRule rule_;
+    std::vector<Index> leader_;
+    std::vector<Pair> undecided_;
+};
+
+// The upper triangle, in blocks of later rows; earlier rows in parallel within each.
+class TriangleScan {
+  public:
+    TriangleScan(const DedupProblem& problem, const cpu::Kernels& kernels,
+                 const DistinctRows& distinct, Verdict& verdict)
+        : problem_(problem),
+          kernels_(kernels),
+          distinct_(distinct),
+          verdict_(verdict),
+          bound_(problem.docs.dim),
+          threshold_(bound_.threshold(problem.threshold)) {}
+
+    uint64_t run(const std::function<void()>& poll) {
+        const size_t n = distinct_.rows.size();
+        const size_t block_rows = problem_.block_rows ? problem_.block_rows : 2048;
+        const size_t chunk_rows =
+            problem_.block_rows ? problem_.block_rows : block_docs_for(problem_.docs.dim, kernels_);
+        for (size_t begin = 0; begin < n; begin += block_rows) {
+            const size_t end = std::min(n, begin + block_rows);
+            later_.pack({problem_.docs, distinct_.rows.data(), begin, end - begin},
+                        kernels_.tile_queries, problem_.metric, kernels_);
+            slopes_ = slopes_of(later_, bound_);
+            thresholds_.assign(slopes_.size(), std::numeric_limits<float>::infinity());
+            std::fill_n(thresholds_.begin(), later_.count, threshold_);
+            StopFlag stop;
+            const auto scan_chunk = [&](size_t task) {
+                const size_t first = task * chunk_rows;
+                scan_pairs(begin, first, std::min(chunk_rows, end - first));
+            };
+            parallel_for((end + chunk_rows - 1) / chunk_rows, problem_.n_threads, scan_chunk, poll,
+                         stop);
+            verdict_.end_block();
+        }
+        return n_pairs_;
+    }
+
+  private:
+    void scan_pairs(size_t later_begin, size_t earlier_begin, size_t n_earlier) {
+        PackedRows earlier;
+        earlier.pack({problem_.docs, distinct_.rows.data(), earlier_begin, n_earlier},
+                     kernels_.panel_docs, problem_.metric, kernels_);
+        std::vector<Pair> pairs;
+        scan(kernels_, later_, slopes_, earlier, thresholds_.data(), [&](size_t i, size_t j) {
+            const auto later = static_cast<Index>(later_begin + i);
+            const auto first = static_cast<Index>(earlier_begin + j);
+            if (first >= later) return;
+            const double dot = kernels_.dot(row(first), row(later), problem_.docs.dim);
+            const float score =
+                canonical_score(dot, earlier.norms[j], later_.norms[i], problem_.metric);
+            if (score >= problem_.threshold) pairs.push_back({first, later});
+        });
+        const std::lock_guard lock(mutex_);
+        for (const Pair& pair : pairs) {
+            verdict_.add(pair, static_cast<Index>(later_begin));
+            n_pairs_ += distinct_.copies[pair.earlier] * distinct_.copies[pair.later];
+        }
+    }
+
+    const float* row(Index i) const {
+        return problem_.docs.row(static_cast<size_t>(distinct_.rows[i]));
+    }
+
+    const DedupProblem& problem_;
+    const cpu::Kernels& kernels_;
+    const DistinctRows& distinct_;
+    Verdict& verdict_;
+    const ScanBound bound_;
+    const float threshold_;
+    PackedRows later_;
+    std::vector<float> slopes_;
+    std::vector<float> thresholds_;
+    std::mutex mutex_;
+    uint64_t n_pairs_ = 0;
+};
+
+}  // namespace
+
+uint64_t dedup(const DedupProblem& problem, const cpu::Kernels& kernels,
+               const std::function<void()>& poll, int64_t* representative) {
+    const size_t n = problem.docs.n_rows;
+    if (n == 0) return 0;
+    const DistinctRows distinct = find_distinct(problem, kernels, poll);
+    Verdict verdict(problem.rule, distinct.rows.size());
+    const uint64_t n_pairs = TriangleScan(problem, kernels, distinct, verdict).run(poll);
+    const std::vector<Index> leaders = verdict.leaders();
+    for (size_t i = 0; i < leaders.size(); ++i) {
+        representative[distinct.rows[i]] = distinct.rows[leaders[i]];
+    }
+    for (size_t row = 0; row < n; ++row) {
+        if (distinct.first[row] != static_cast<int64_t>(row)) {
+            representative[row] = representative[distinct.first[row]];
+        }
+    }
+    return distinct.n_pairs + n_pairs;
+}
+
+}  // namespace gplfast::ops

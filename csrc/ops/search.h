@@ -1,0 +1,37 @@
+// Exact top-k documents of each query.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#include "common/canonical.h"
+#include "common/matrix_view.h"
+#include "cpu/kernels.h"
+
+namespace gplfast::ops {
+
+// Documents never returned: those of query i are ids[indptr[i]] .. ids[indptr[i + 1] - 1], in any
+// order, repeats allowed. No exclusions: both null.
+struct ExcludeView {
+    const int64_t* indptr = nullptr;
+    const int64_t* ids = nullptr;
+};
+
+struct SearchProblem {
+    MatrixView queries;
+    MatrixView docs;
+    size_t k = 1;
+    Metric metric = Metric::inner_product;
+    ExcludeView exclude;
+    size_t n_threads = 1;
+    size_t block_queries = 0;  // 0: chosen here. Never changes the answer.
+    size_t block_docs = 0;     // 0: chosen here. Never changes the answer.
+};
+
+// Writes (n_queries, k) scores and ids, best first; -inf and -1 where fewer than k exist.
+// Memory: O(n_queries k) and tiles.
+void search(const SearchProblem& problem, const cpu::Kernels& kernels,
+            const std::function<void()>& poll, float* scores, int64_t* ids);
+
+}  // namespace gplfast::ops

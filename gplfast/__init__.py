@@ -1,0 +1,46 @@
+"""gplfast: adapt a dense retriever to your documents without labels, and mine hard negatives exactly.
+
+The public names below are loaded on first use, so that `import gplfast` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from gplfast import errors
+
+if TYPE_CHECKING:
+    from gplfast.ops import Dedup, Hits, dedup, margins, search
+    from gplfast.pipeline import adapt
+
+    __version__: str
+
+__all__ = ["Dedup", "Hits", "__version__", "adapt", "dedup", "errors", "margins", "search"]
+
+_HOME = {
+    "Dedup": "gplfast.ops",
+    "Hits": "gplfast.ops",
+    "dedup": "gplfast.ops",
+    "margins": "gplfast.ops",
+    "search": "gplfast.ops",
+    "adapt": "gplfast.pipeline",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version  # 20 ms that most imports do not need
+
+        value: object = version("gplfast")
+    elif name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    else:
+        message = f"module 'gplfast' has no attribute {name!r}"
+        raise AttributeError(message)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

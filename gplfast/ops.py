@@ -1,0 +1,254 @@
+"""The compiled operations: exact search, near-duplicate removal, margins. The only importer of `_core` and `_cuda`.
+
+Canonical score. The score of two rows is the dot product of the float32 values as stored, accumulated in float64 in
+one fixed order and rounded once to float32; for cosine it is divided by the float64 norms before that rounding.
+A zero row has cosine 0 with every row; a row with an infinity has none (NaN); NaN never comes out of any function
+here. Every function returns the same bits for any instruction set, number of threads and block size. Other libraries'
+float32 scores differ from these by about 1e-7 of |query| |document|, and so may their order of near ties.
+
+Nothing is copied or converted silently: arrays must be C-contiguous and of the documented type. They may be
+memory-mapped and larger than RAM, and are never modified. The GIL is released, and Ctrl-C works, while these run.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from gplfast.errors import ConfigError, DTypeError, MissingExtraError, ShapeError
+
+try:
+    from gplfast import _core
+except ImportError as error:
+    _message = (
+        f"gplfast._core, the compiled part, cannot be loaded ({error}); build it with `pip install .` in the source "
+        "tree, and do not run Python from there unless gplfast is installed in editable mode"
+    )
+    raise MissingExtraError(_message) from error
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Exclude = Sequence[NDArray[np.int64]] | tuple[NDArray[np.int64], NDArray[np.int64]]
+
+Metric = Literal["ip", "cosine"]
+
+
+class Hits(NamedTuple):
+    """What a search found, best first in each row."""
+
+    scores: NDArray[np.float32]
+    """(n_queries, k) float32; -inf where fewer than k documents exist."""
+    ids: NDArray[np.int64]
+    """(n_queries, k) int64 row numbers of documents; -1 where fewer than k exist."""
+
+
+class Dedup(NamedTuple):
+    """Which rows stay, and for whom."""
+
+    representative: NDArray[np.int64]
+    """(n_docs,) int64: the row that stays for each row; itself where it stays."""
+    kept: NDArray[np.bool_]
+    """(n_docs,) bool."""
+    n_pairs: int
+    """Pairs of rows whose score reaches the threshold, copies included."""
+
+
+def search(
+    queries: NDArray[np.float32],
+    docs: NDArray[np.float32],
+    k: int,
+    *,
+    metric: Metric = "ip",
+    exclude: Exclude | None = None,
+    threads: int | None = None,
+) -> Hits:
+    """Find the exact k best documents of each query by inner product or cosine.
+
+    Every pair is scored, no score matrix is stored: memory is O(n_queries k) for the answer and tiles per thread.
+
+    Args:
+        queries: (n_queries, dim) float32, C-contiguous. A query with NaN finds nothing.
+        docs: (n_docs, dim) float32, C-contiguous. May be a memory map. Documents whose score is NaN are not returned.
+        k: How many documents per query, at least 1. Where fewer exist, rows are padded with id -1 and score -inf.
+        metric: "ip" (inner product) or "cosine".
+        exclude: Documents never returned, per query: a list with one (n,) int64 array of row numbers for each query,
+            or a tuple (indptr (n_queries + 1,) int64, ids (n,) int64). Any order, repeats allowed. k documents come
+            back whenever k that are not excluded exist.
+        threads: Number of threads; None for every CPU this process may use. Never changes the answer.
+
+    Returns:
+        Hits(scores (n_queries, k) float32, ids (n_queries, k) int64), ordered by score descending; equal scores by
+        id ascending. Scores are canonical (see the module).
+
+    Raises:
+        ShapeError: Dimensions differ, or `exclude` has another number of queries or an id that is not a row.
+        DTypeError: An array has another type or memory order; the message says what to call.
+        ConfigError: k, metric or threads is out of range.
+        UnavailableError: GPLFAST_ISA names an instruction set that is not available.
+
+    Example:
+        >>> import numpy as np
+        >>> docs = np.eye(3, dtype=np.float32)
+        >>> search(docs[:1], docs, k=2).ids
+        array([[0, 1]])
+    """
+    scores, ids = _core.search(
+        queries,
+        docs,
+        _positive("search", "k", k),
+        metric,
+        _exclude_pair(exclude),
+        _threads("search", threads),
+    )
+    return Hits(scores, ids)
+
+
+def dedup(
+    docs: NDArray[np.float32],
+    threshold: float,
+    *,
+    metric: Metric = "cosine",
+    keep: Literal["first", "last"] = "first",
+    rule: Literal["components", "greedy", "any-earlier"] = "components",
+    threads: int | None = None,
+) -> Dedup:
+    """Find rows that are near duplicates of rows that stay.
+
+    Two rows are similar when their canonical score, a float32, is at least float32(threshold). All pairs are
+    compared exactly; none is missed and none flips by rounding. Rows that are the same bytes are grouped first.
+    Memory is O(n_docs) and tiles; pairs are not stored.
+
+    Args:
+        docs: (n_docs, dim) float32, C-contiguous. May be a memory map. A row with NaN is similar to nothing.
+        threshold: Finite.
+        metric: "cosine" or "ip".
+        keep: Which of similar rows comes first in the rules below: the lowest row number or the highest.
+        rule: "components": connected components of the similar pairs; the first row of each stays (similar to a row
+            that is similar is enough). "greedy": in order, a row goes when it is similar to an earlier row that
+            stays. "any-earlier": a row goes when it is similar to any earlier row, whether that stays or not.
+        threads: Number of threads; None for every CPU this process may use. Never changes the answer.
+
+    Returns:
+        Dedup(representative (n_docs,) int64, kept (n_docs,) bool, n_pairs). The representative of a row that goes is
+        the first row of its component ("components"), the first row that stays and is similar to it ("greedy"), or
+        the representative of the first row that is similar to it ("any-earlier").
+
+    Raises:
+        ShapeError: `docs` is not a matrix with at least one column.
+        DTypeError: It has another type or memory order; the message says what to call.
+        ConfigError: threshold, metric, keep, rule or threads is out of range.
+        UnavailableError: GPLFAST_ISA names an instruction set that is not available.
+    """
+    if not math.isfinite(threshold) or abs(threshold) > float(np.finfo(np.float32).max):
+        message = f"dedup: threshold is {threshold} but must be a finite float32"
+        raise ConfigError(message)
+    if keep not in {"first", "last"}:
+        message = f"dedup: keep is {keep!r}; use 'first' or 'last'"
+        raise ConfigError(message)
+    representative, n_pairs = _core.dedup(docs, threshold, metric, keep == "last", rule, _threads("dedup", threads))
+    return Dedup(representative, representative == np.arange(len(representative)), n_pairs)
+
+
+def margins(
+    positive_scores: NDArray[np.float32],
+    positive_indptr: NDArray[np.int64],
+    negative_scores: NDArray[np.float32],
+    negative_indptr: NDArray[np.int64],
+    *,
+    reference: Literal["min", "mean", "max", "first"] = "min",
+    threads: int | None = None,
+) -> NDArray[np.float32]:
+    """Subtract each negative's score from a reference over its query's positives (GPL, Wang et al. 2022, eq. 2).
+
+    Lists are ragged: the scores of query i are `scores[indptr[i]:indptr[i + 1]]`.
+
+    Args:
+        positive_scores: (n_positives,) float32.
+        positive_indptr: (n_queries + 1,) int64, from 0, never falling, to n_positives.
+        negative_scores: (n_negatives,) float32.
+        negative_indptr: (n_queries + 1,) int64, from 0, never falling, to n_negatives.
+        reference: The positives' "min", "mean", "max" or "first" score.
+        threads: Accepted for symmetry with the other operations; this one is bound by memory and uses one.
+
+    Returns:
+        (n_negatives,) float32: reference - negative, computed in float64 and rounded once. NaN where the negative is
+        NaN, and for the whole query where the reference meets a NaN positive.
+
+    Raises:
+        ShapeError: Offsets do not fit, or a query has negatives and no positive; the message names it.
+        DTypeError: An array has another type or memory order; the message says what to call.
+        ConfigError: reference or threads is out of range.
+    """
+    _threads("margins", threads)
+    return _core.margins(positive_scores, positive_indptr, negative_scores, negative_indptr, reference)
+
+
+def info() -> dict[str, object]:
+    """Say what the compiled part uses on this machine.
+
+    Returns:
+        isa: The instruction set in use. isas: All that are available, the best last. threads: CPUs this process may
+        use. cuda: None when the optional module `_cuda` was not built, else what it says about runtime, driver
+        (version numbers, 1000 major + 10 minor), devices (names) and error (why there are none).
+
+    Raises:
+        UnavailableError: GPLFAST_ISA names an instruction set that is not available.
+    """
+    return {
+        "isa": _core.current_isa(),
+        "isas": _core.available_isas(),
+        "threads": _core.available_threads(),
+        "cuda": _cuda_info(),
+    }
+
+
+def _cuda_info() -> dict[str, object] | None:
+    try:
+        from gplfast import _cuda  # optional, and slow to load
+    except ImportError:
+        return None
+    return _cuda.info()
+
+
+def _positive(op: str, name: str, value: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        message = f"{op}: {name} is {value!r} but must be an integer"
+        raise ConfigError(message) from None
+    if number < 1:
+        message = f"{op}: {name} is {number} but must be at least 1"
+        raise ConfigError(message)
+    return number
+
+
+def _threads(op: str, threads: int | None) -> int:
+    return _core.available_threads() if threads is None else _positive(op, "threads", threads)
+
+
+def _exclude_pair(exclude: object) -> tuple[object, object] | None:
+    """One array per query becomes (indptr, ids); a tuple is taken as that pair. The extension checks the contents."""
+    if exclude is None:
+        return None
+    if isinstance(exclude, tuple):
+        if len(exclude) != 2:
+            message = f"search: exclude is a tuple of {len(exclude)} but (indptr, ids) has 2; give a list otherwise"
+            raise ShapeError(message)
+        return exclude
+    if not isinstance(exclude, Sequence):
+        message = f"search: exclude is a {type(exclude).__name__} but a list of int64 arrays or (indptr, ids) is needed"
+        raise DTypeError(message)
+    for query, ids in enumerate(exclude):
+        if not isinstance(ids, np.ndarray) or ids.dtype != np.int64 or ids.ndim != 1:
+            message = (
+                f"search: exclude of query {query} is not a 1-dimensional int64 array; call np.array(ids, np.int64)"
+            )
+            raise DTypeError(message)
+    indptr = np.zeros(len(exclude) + 1, np.int64)
+    np.cumsum([len(ids) for ids in exclude], out=indptr[1:])
+    return indptr, np.concatenate([np.empty(0, np.int64), *exclude])
