@@ -178,7 +178,7 @@ class EmbeddingStore:
             file.write(self._header())
             file.flush()
             if self.n_rows:
-                os.posix_fallocate(file.fileno(), 0, self._file_bytes())
+                _reserve(file.fileno(), self._file_bytes())
         self._done = {}
         self._write_record()
         return self._done
@@ -204,6 +204,13 @@ class EmbeddingStore:
 
     def _file_bytes(self) -> int:
         return self._header_bytes() + self.n_rows * self.dim * self.dtype.itemsize
+
+
+def _reserve(handle: int, n_bytes: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, n_bytes)
+    else:  # macOS: the file is sparse, and a full disk shows when a shard is written
+        os.truncate(handle, n_bytes)
 
 
 def _hash(content: memoryview) -> str:

@@ -93,19 +93,26 @@ def _open_path(path: Path, columns: Columns, beir_file: str) -> Source:
 
 def _json_rows(path: Path, columns: Columns) -> Iterator[Row]:
     for line, item in json_objects(path):
-        where = f"{path}: line {line}"
-        for name in (columns.id, columns.text, *([columns.title] if columns.title_named else [])):
-            if name not in item:
-                raise DataError(f"{where}: missing {name!r}{close_match(name, item)}; it has {_names(item)}")
-        values = []
-        for name in (columns.id, columns.title, columns.text):
-            value = item.get(name)
-            if value is None and name != columns.id:  # no title, or an empty document
-                value = ""
-            if not isinstance(value, str):
-                raise DataError(f"{where}: {name!r} is {describe(value)}, should be a string; write it in quotes")
-            values.append(value)
+        values: tuple[Any, Any, Any] = item.get(columns.id), item.get(columns.title, ""), item.get(columns.text)
+        if not (type(values[0]) is type(values[1]) is type(values[2]) is str) or columns.title_named:
+            values = _checked(f"{path}: line {line}", item, columns)
         yield Row(line, *values)
+
+
+def _checked(where: str, item: dict[str, Any], columns: Columns) -> tuple[str, str, str]:
+    """The fields of an object that is not plain strings: null is no title or an empty document, the rest is refused."""
+    for name in (columns.id, columns.text, *([columns.title] if columns.title_named else [])):
+        if name not in item:
+            raise DataError(f"{where}: missing {name!r}{close_match(name, item)}; it has {_names(item)}")
+    values = []
+    for name in (columns.id, columns.title, columns.text):
+        value = item.get(name)
+        if value is None and name != columns.id:
+            value = ""
+        if not isinstance(value, str):
+            raise DataError(f"{where}: {name!r} is {describe(value)}, should be a string; write it in quotes")
+        values.append(value)
+    return values[0], values[1], values[2]
 
 
 def _csv_file_rows(path: Path, delimiter: str, columns: Columns) -> Iterator[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -104,6 +105,23 @@ def test_beir_folder_reads_back(tmp_path, small):
     assert load_qrels(tmp_path / "c", "test", again, queries) == {"genQ1": {"0": 1, "1": 0}}
     first = (tmp_path / "c" / "corpus.jsonl").read_text().splitlines()[0]
     assert first == '{"_id": "0", "title": "", "text": "first", "metadata": {}}'
+
+
+STRINGS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(STRINGS, STRINGS, STRINGS), min_size=1, max_size=5, unique_by=lambda row: row[0]))
+def test_any_text_and_any_id_survive_beir(tmp_path_factory, rows):
+    folder = tmp_path_factory.mktemp("beir")
+    ids, titles, texts = map(list, zip(*rows, strict=True))
+    corpus = load_corpus(pa.table({"_id": ids, "title": titles, "text": [f"x{text}" for text in texts]}))
+    queries = Queries.from_lists(ids, [f"x{text}" for text in texts])
+    qrels = {name: {other: grade for grade, other in enumerate(ids)} for name in ids}
+    gpl.write_beir(folder, corpus, queries, {"test": qrels})
+    assert load_corpus(folder).fingerprint == corpus.fingerprint
+    assert load_queries(folder).fingerprint == queries.fingerprint
+    assert load_qrels(folder, "test", corpus, queries) == qrels
 
 
 @pytest.mark.parametrize(

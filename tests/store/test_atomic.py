@@ -97,6 +97,7 @@ def refused(call):
     try:
         call()
     except OSError as error:
+        assert folder in str(error), error
         return True
     return False
 assert refused(lambda: atomic.write_parquet(folder + "/table.parquet", big))
