@@ -120,7 +120,7 @@ class Batches:
                 chosen += list(rng.choice(len(pool), self.docs - len(chosen)))
             pairs += [(query, self.texts[name][pool[i]]) for i in chosen]
             targets.append(target[chosen])
-        limit = int(rng.choice([128, 160, 224]))
+        limit = int(rng.choice([96, 112, 144, 192], p=[0.3, 0.3, 0.25, 0.15]))
         encoded = self.tokenizer(
             [q for q, _ in pairs], [d for _, d in pairs], truncation="only_second", max_length=limit,
             padding=True, return_tensors="pt",
