@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from importlib import resources
 from pathlib import Path
 
 from gplfast.errors import HubError, MissingExtraError, ModelError
@@ -53,7 +52,7 @@ def _nano(part: str, cache_dir: str | os.PathLike[str] | None) -> Path:
     if part not in NANO_PARTS:
         message = f"resolve: nano:{part} is not a bundled model but {_nano_names()} are"
         raise ModelError(message)
-    folder = Path(str(resources.files("gplfast"))) / "presets" / "nano" / part
+    folder = Path(__file__).resolve().parents[1] / "presets" / "nano" / part
     if not folder.is_dir():
         message = f"resolve: nano:{part} is not part of this installation ({folder} is missing); install gplfast again"
         raise ModelError(message)
