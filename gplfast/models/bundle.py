@@ -124,6 +124,6 @@ def _save(tensors: dict[str, np.ndarray[Any, Any]], path: Path) -> None:
     from safetensors.numpy import save_file
 
     # transformers refuses files that do not say which framework's layout they hold
-    save_file(
-        {name: np.ascontiguousarray(value) for name, value in tensors.items()}, str(path), metadata={"format": "pt"}
-    )
+    # and asarray, because ascontiguousarray would make a scalar one-dimensional
+    contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+    save_file(contiguous, str(path), metadata={"format": "pt"})

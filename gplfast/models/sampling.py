@@ -52,7 +52,8 @@ def uniforms(seed: int, item: int, sample: int, n_steps: int) -> np.ndarray[Any,
         sample: number of the query within the passage.
         n_steps: tokens at most.
     """
-    bits = np.random.Philox(key=[seed, _STAGE_GENERATE], counter=[0, sample, item, 0])
+    key, counter = np.array([seed, _STAGE_GENERATE], np.uint64), np.array([0, sample, item, 0], np.uint64)
+    bits = np.random.Philox(key=key, counter=counter)
     raw = np.asarray(bits.random_raw(n_steps), np.uint64)
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

@@ -8,21 +8,73 @@ from typing import Any
 import numpy as np
 import pytest
 
-WORDS = (
-    "the a of in on and to is was who what when where which how why norman king france england river city house water "
-    "light wave energy cell protein gene heart blood drug dose patient study model data network query passage word long "
-    "short old new big small red green blue fast slow first last year day war peace law trade ship sea mountain forest"
-).split()
-TEXTS = [
-    "the norman king of england",
-    "what is the dose of the drug and how is the patient?",
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "in",
+    "on",
+    "and",
+    "to",
+    "is",
+    "was",
+    "who",
+    "what",
+    "when",
+    "where",
+    "which",
+    "how",
+    "why",
+    "norman",
+    "king",
+    "france",
+    "england",
+    "river",
+    "city",
+    "house",
+    "water",
     "light",
-    "the study of the protein and the gene in the heart was long and the model of the network was new " * 2,
-    "",
-    "river city house water sea mountain forest ship trade law",
-    "who was the first king and when was the war in france",
+    "wave",
+    "energy",
+    "cell",
+    "protein",
+    "gene",
+    "heart",
+    "blood",
+    "drug",
+    "dose",
+    "patient",
+    "study",
+    "model",
+    "data",
+    "network",
+    "query",
+    "passage",
+    "word",
+    "long",
+    "short",
+    "old",
+    "new",
+    "big",
+    "small",
+    "red",
+    "green",
+    "blue",
+    "fast",
+    "slow",
+    "first",
+    "last",
+    "year",
+    "day",
+    "war",
+    "peace",
+    "law",
+    "trade",
+    "ship",
+    "sea",
+    "mountain",
+    "forest",
 ]
-QUERIES = ["who was the king", "dose of the drug", "light wave", "gene", "", "the old city on the sea", "war"]
 
 
 def build_tokenizer(folder: Path, style: str) -> None:
@@ -79,12 +131,11 @@ def randomize(model: Any, seed: int) -> None:
             parameter.copy_(1 + 0.2 * noise if "orm.weight" in name.lower() else 0.3 * noise)
 
 
-ENCODERS = ("bert", "minilm", "distilbert", "mpnet", "roberta", "xlm-roberta")
-
-
 def build_encoder(folder: Path, name: str, *, n_labels: int = 0, seed: int = 0, vocabulary: int = 128) -> Path:
     """A tiny random checkpoint of a real architecture; `n_labels` adds its classification head."""
-    transformers = pytest.importorskip("transformers", reason="checkpoints of the parity tests are made by transformers")
+    transformers = pytest.importorskip(
+        "transformers", reason="checkpoints of the parity tests are made by transformers"
+    )
     sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80}
     sizes |= {"vocab_size": vocabulary, "max_position_embeddings": 80}
     if n_labels:
@@ -117,7 +168,9 @@ T5_KINDS: dict[str, dict[str, Any]] = {
 
 def build_t5(folder: Path, kind: str, *, style: str = "t5", seed: int = 0) -> Path:
     """A tiny random T5; v1.1 gets an output layer of its own, as the real ones have."""
-    transformers = pytest.importorskip("transformers", reason="checkpoints of the parity tests are made by transformers")
+    transformers = pytest.importorskip(
+        "transformers", reason="checkpoints of the parity tests are made by transformers"
+    )
     from safetensors.numpy import load_file, save_file
 
     config = transformers.T5Config(

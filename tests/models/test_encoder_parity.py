@@ -129,7 +129,11 @@ PIPELINES = {
     "max": [("Pooling", {"pooling_mode": "max"})],
     "weighted": [("Pooling", {"pooling_mode": "weightedmean"})],
     "last": [("Pooling", {"pooling_mode": "lasttoken"})],
-    "several, dense": [("Pooling", {"pooling_mode": ("mean_sqrt_len_tokens", "max")}), ("Dense", {}), ("Normalize", {})],
+    "several, dense": [
+        ("Pooling", {"pooling_mode": ("mean_sqrt_len_tokens", "max")}),
+        ("Dense", {}),
+        ("Normalize", {}),
+    ],
     "dense relu": [("Pooling", {"pooling_mode": "mean"}), ("Dense", {"activation_function": torch.nn.ReLU()})],
     "dense plain": [
         ("Pooling", {"pooling_mode": "mean"}),
@@ -225,7 +229,7 @@ def test_real_minilm_equals_sentence_transformers(model_cache):
         "Who were the Normans?",
         "The Normans (Norman: Nourmands; French: Normands) were the people who in the 10th and 11th centuries gave "
         "their name to Normandy, a region in France. " * 12,
-        "α-synuclein aggregates in Parkinson’s disease.",
+        "α-synuclein aggregates in Parkinson’s disease.",  # noqa: RUF001
         "",
     ]
     expected = library.SentenceTransformer(str(folder), device="cpu").encode(texts)

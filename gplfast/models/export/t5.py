@@ -137,8 +137,8 @@ def t5_decoder_graph(t5: T5) -> Graph:
     most max_distance, and max_distance + 1 where a row must not look; past_key_i, past_value_i (rows, n_heads, past,
     head_dim); cross_key_i, cross_value_i (n_docs, n_heads, sequence, head_dim) and attention_mask int32 (n_docs,
     sequence) of the passages; slots int32 (n_docs, samples): the row of each sample of each passage (any row where
-    there is none), so that a passage's keys are read once for all its samples; row_slots int32 (rows,): the inverse, into the
-    flattened slots; n_best int64 (1,).
+    there is none), so that a passage's keys are read once for all its samples; row_slots int32 (rows,): the inverse,
+    into the flattened slots; n_best int64 (1,).
 
     Outputs: best_logits float32 and best_tokens int64, (rows, n_best), descending, ties to the lower token;
     key_i, value_i (rows, n_heads, past + 1, head_dim).

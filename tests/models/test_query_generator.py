@@ -1,0 +1,248 @@
+"""Generation against transformers on tiny random T5s, and its independence of batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from gplfast.errors import ConfigError, ShapeError
+from gplfast.models import QueryGenerator, Sampling
+from gplfast.models.export.graph import relative_buckets
+from gplfast.models.sampling import choose, keep_mask, softmax, uniforms
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest.importorskip("onnxruntime", reason="graphs run on onnxruntime")
+torch = pytest.importorskip("torch", reason="generation is compared with torch")
+transformers = pytest.importorskip("transformers", reason="generation is compared with transformers")
+
+PASSAGES = [
+    "the norman king of england",
+    "what is the dose of the drug and how is the patient?",
+    "light",
+    "the study of the protein and the gene in the heart was long and the model of the network was new " * 3,
+    "",
+    "river city house water sea mountain forest ship trade law",
+    "who was the first king and when was the war in france",
+    "old law",
+    "the small blue ship on the sea",
+]
+GOLDEN_NOISE = [0.5697900827633086, 0.7882226917877699, 0.4361627601691631]
+ITEMS = [11, 5, 0, 999, 3, 2**40, 7, 8, 1]
+GREEDY = Sampling(greedy=True, max_new_tokens=14)
+
+
+def reference(folder: Path):
+    model = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
+    return model, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["v1.0", "v1.1"])
+def test_greedy_equals_transformers(kind, t5s, model_cache):
+    model, tokenizer = reference(t5s[kind])
+    batch = tokenizer(PASSAGES, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        rows = model.generate(**batch, max_new_tokens=14, do_sample=False)
+    expected = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+    assert len(set(expected)) > len(expected) // 2, "the test must tell passages apart"
+    generator = QueryGenerator.open(t5s[kind], cache_dir=model_cache)
+    found = generator.generate(PASSAGES, 2, sampling=GREEDY, seed=0, items=ITEMS)
+    assert found == [[text, text] for text in expected]
+
+
+@pytest.mark.parametrize("kind", ["v1.0", "v1.1"])
+def test_best_logits_of_each_step_equal_torch(kind, t5s, model_cache):
+    """Teacher-forced: what the decoder graph sees over cached steps, and what torch computes at once."""
+    model, tokenizer = reference(t5s[kind])
+    generator = QueryGenerator.open(t5s[kind], cache_dir=model_cache)
+    batch = tokenizer(PASSAGES, padding=True, return_tensors="pt")
+    forced = np.random.Generator(np.random.Philox(1)).integers(3, 100, (len(PASSAGES), 12))
+    forced[:, 0] = 0
+    with torch.no_grad():
+        rounded = model(**batch, decoder_input_ids=torch.from_numpy(forced)).logits.numpy()
+        exact = model.double()(**batch, decoder_input_ids=torch.from_numpy(forced)).logits.numpy()
+    outputs = generator._encoder.run({name: batch[name].numpy().astype(np.int32) for name in generator._encoder.inputs})
+    feed = dict(zip(generator._encoder.outputs, outputs, strict=True))
+    rows = np.arange(len(PASSAGES), dtype=np.int32)
+    feed |= {
+        "attention_mask": batch["attention_mask"].numpy().astype(np.int32),
+        "slots": rows[:, None],
+        "row_slots": rows,
+    }
+    past = [
+        np.zeros((len(rows), generator._n_heads, 0, generator._head_dim), np.float32) for _ in generator._past_inputs
+    ]
+    found = []
+    for step in range(forced.shape[1]):
+        feed |= {"tokens": forced[:, step].astype(np.int32), "distances": generator._distances(step)}
+        feed |= {"n_best": np.array([128]), **dict(zip(generator._past_inputs, past, strict=True))}
+        logits, tokens, *past = generator._decoder.run(feed, generator._outputs)
+        found.append(np.take_along_axis(logits, np.argsort(tokens), 1))
+    # unscaled attention over random weights amplifies rounding, in torch too: the measure is torch's own float32 error
+    allowed = 2 * np.abs(rounded - exact).max()
+    assert allowed < 1e-3
+    np.testing.assert_allclose(np.stack(found, 1), exact, atol=allowed, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["v1.0", "v1.1"])
+@pytest.mark.parametrize("top_k", [25, 0])
+def test_samples_do_not_depend_on_batches_or_order(kind, top_k, t5s, model_cache):
+    generator = QueryGenerator.open(t5s[kind], cache_dir=model_cache)
+    sampling = Sampling(top_k=top_k, max_new_tokens=12)
+    whole = generator.generate(PASSAGES, 3, sampling=sampling, seed=7, items=ITEMS, batch_size=8)
+    assert len({query for queries in whole for query in queries}) > 20
+    for batch_size in (1, 3):
+        assert generator.generate(PASSAGES, 3, sampling=sampling, seed=7, items=ITEMS, batch_size=batch_size) == whole
+    back = generator.generate(PASSAGES[::-1], 3, sampling=sampling, seed=7, items=ITEMS[::-1], batch_size=3)
+    assert back[::-1] == whole
+    fewer = generator.generate(PASSAGES[2:4], 2, sampling=sampling, seed=7, items=ITEMS[2:4])
+    assert fewer == [queries[:2] for queries in whole[2:4]]
+    other = generator.generate(PASSAGES, 3, sampling=sampling, seed=8, items=ITEMS)
+    assert other != whole
+
+
+def test_many_samples_of_a_passage_are_split(t5s, model_cache, monkeypatch):
+    generator = QueryGenerator.open(t5s["v1.0"], cache_dir=model_cache)
+    sampling = Sampling(max_new_tokens=6)
+    whole = generator.generate(PASSAGES[:3], 20, sampling=sampling, seed=1, items=[0, 1, 2])
+    monkeypatch.setattr("gplfast.models.query_generator._MAX_ROWS", 7)
+    seen: list[tuple[int, int]] = []
+    split = generator.generate(
+        PASSAGES[:3], 20, sampling=sampling, seed=1, items=[0, 1, 2], progress=lambda *at: seen.append(at)
+    )
+    assert split == whole
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_dropping_finished_rows_changes_nothing(t5s, model_cache, monkeypatch):
+    generator = QueryGenerator.open(t5s["v1.1"], cache_dir=model_cache)
+    sampling = Sampling(top_k=0, top_p=1.0, temperature=3.0, max_new_tokens=40)
+    found = {}
+    for share in (1e-9, 0.5, 2.0):
+        monkeypatch.setattr("gplfast.models.query_generator._COMPACT_SHARE", share)
+        found[share] = generator.generate(PASSAGES, 4, sampling=sampling, seed=3, items=ITEMS)
+    lengths = {len(query.split()) for queries in found[2.0] for query in queries}
+    assert len(lengths) > 5, "the test needs rows that end at different steps"
+    assert found[1e-9] == found[0.5] == found[2.0]
+
+
+def test_end_token_is_appended_where_the_tokenizer_does_not(t5s, model_cache, copied):
+    import json
+
+    folder = copied(t5s["v1.0"])
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    settings["post_processor"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(settings))
+    expected = QueryGenerator.open(t5s["v1.0"], cache_dir=model_cache)
+    found = QueryGenerator.open(folder, cache_dir=model_cache)
+    assert found.fingerprint != expected.fingerprint
+    arguments = {"sampling": GREEDY, "seed": 0, "items": ITEMS}
+    for limit in (None, 5):
+        assert found.generate(PASSAGES, 1, max_input_tokens=limit, **arguments) == expected.generate(
+            PASSAGES, 1, max_input_tokens=limit, **arguments
+        )
+
+
+def test_input_is_cut_to_max_input_tokens(t5s, model_cache):
+    generator = QueryGenerator.open(t5s["v1.0"], cache_dir=model_cache)
+    assert generator.max_input_tokens == 64
+    cut = generator.generate([PASSAGES[3]], 1, sampling=GREEDY, seed=0, items=[0], max_input_tokens=9)
+    same = generator.generate([" ".join(PASSAGES[3].split()[:8])], 1, sampling=GREEDY, seed=0, items=[0])
+    assert cut == same
+
+
+def test_nothing_to_do(t5s, model_cache):
+    assert QueryGenerator.open(t5s["v1.0"], cache_dir=model_cache).generate([], 3, seed=0, items=[]) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"items": [1]}, ShapeError, "items has 1 numbers but texts has 2"),
+        ({"items": [0, -4]}, ConfigError, "an item is -4"),
+        ({"n_samples": 0}, ConfigError, "n_samples is 0 but must be at least 1"),
+        ({"seed": -1}, ConfigError, "seed is -1"),
+        ({"batch_size": 0}, ConfigError, "batch_size is 0 but must be at least 1"),
+        ({"max_input_tokens": 1}, ConfigError, "max_input_tokens is 1"),
+    ],
+)
+def test_bad_arguments(change, error, message, t5s, model_cache):
+    arguments = {"n_samples": 1, "seed": 0, "items": [0, 1]} | change
+    with pytest.raises(error, match=message):
+        QueryGenerator.open(t5s["v1.0"], cache_dir=model_cache).generate(["a", "b"], **arguments)
+
+
+@pytest.mark.parametrize(
+    "change", [{"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"temperature": 0.0}, {"max_new_tokens": 0}]
+)
+def test_sampling_out_of_range(change):
+    (name, value) = next(iter(change.items()))
+    with pytest.raises(ConfigError, match=f"{name} is {value} but must be"):
+        Sampling(**change)
+
+
+# --- sampling alone ---
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(1.0, 25, 0.95), (0.7, 10, 0.5), (1.5, 0, 0.9), (1, 5, 1.0)]
+)
+def test_keep_set_equals_the_warpers_of_transformers(temperature, top_k, top_p):
+    random = np.random.Generator(np.random.Philox(2))
+    logits = (4 * random.standard_normal((500, 200))).astype(np.float32)
+    warped = torch.from_numpy(logits.copy())
+    warpers = [transformers.TemperatureLogitsWarper(float(temperature))]
+    warpers += [transformers.TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [transformers.TopPLogitsWarper(top_p)] if top_p < 1 else []
+    for warper in warpers:
+        warped = warper(None, warped)
+    expected = np.isfinite(warped.numpy())
+    tokens = np.argsort(-logits, axis=1, kind="stable")[:, : top_k or 200]
+    kept = keep_mask(np.take_along_axis(logits, tokens, 1) / np.float64(temperature), top_p)
+    found = np.zeros_like(expected)
+    np.put_along_axis(found, tokens, kept, 1)
+    assert (found != expected).any(axis=1).mean() <= 0.002  # float ties of the cumulative sum at top_p
+
+
+def test_draws_follow_the_kept_distribution():
+    logits = np.array([[2.0, 1.0, 0.5, -1.0]], np.float32)
+    tokens = np.array([[3, 0, 9, 1]])
+    noise = uniforms(0, 0, 0, 40_000)
+    drawn = choose(
+        np.repeat(logits, len(noise), 0), np.repeat(tokens, len(noise), 0), noise, Sampling(top_k=4, top_p=0.9)
+    )
+    kept = softmax(logits[:, :3])[0]
+    for token, probability in zip(tokens[0, :3], kept, strict=True):
+        assert abs((drawn == token).mean() - probability) < 0.01
+    assert not (drawn == 1).any()
+
+
+def test_near_ties_that_change_places_do_not_change_the_draw():
+    noise = uniforms(1, 2, 3, 2000)
+    one = np.repeat(np.array([[1.0, 1.0 - 1e-7, 0.0]]), len(noise), 0)
+    first = choose(one, np.repeat(np.array([[7, 2, 5]]), len(noise), 0), noise, Sampling())
+    second = choose(one, np.repeat(np.array([[2, 7, 5]]), len(noise), 0), noise, Sampling())
+    np.testing.assert_array_equal(first, second)
+
+
+def test_noise_is_keyed_and_fixed():
+    np.testing.assert_array_equal(uniforms(1, 2, 3, 4), uniforms(1, 2, 3, 9)[:4])
+    keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2**64 - 1, 2**62, 9)]
+    assert len({uniforms(*key, 4).tobytes() for key in keys}) == len(keys)
+    # golden: other numbers would make other queries of every old run
+    np.testing.assert_allclose(uniforms(42, 7, 1, 3), GOLDEN_NOISE, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_buckets_equal_transformers(bidirectional):
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    distances = np.arange(-600, 601)
+    expected = T5Attention._relative_position_bucket(
+        torch.from_numpy(distances), bidirectional=bidirectional, num_buckets=32, max_distance=128
+    )
+    found = relative_buckets(distances, bidirectional=bidirectional, n_buckets=32, max_distance=128)
+    np.testing.assert_array_equal(found, expected.numpy())
