@@ -279,9 +279,8 @@ def test_tokenizer_that_does_not_fit(encoders, model_cache, copied):
 
 
 @pytest.mark.parametrize("limits", [(24, 64, 24), (None, 32, 32), (500, 64, 80), (None, 10**30, 80)])
-def test_length_is_found_as_sentence_transformers_does(
-    sentence_bert, tokenizer, expected, encoders, model_cache, copied
-):
+def test_length_is_found_as_sentence_transformers_does(limits, encoders, model_cache, copied):
+    sentence_bert, tokenizer, expected = limits
     folder = copied(encoders("bert"))
     edit(folder / "tokenizer_config.json", model_max_length=tokenizer)
     if sentence_bert:
