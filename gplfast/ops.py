@@ -245,9 +245,7 @@ def _exclude_pair(exclude: object) -> tuple[object, object] | None:
         raise DTypeError(message)
     for query, ids in enumerate(exclude):
         if not isinstance(ids, np.ndarray) or ids.dtype != np.int64 or ids.ndim != 1:
-            message = (
-                f"search: exclude of query {query} is not a 1-dimensional int64 array; call np.array(ids, np.int64)"
-            )
+            message = f"search: exclude of query {query} is not a 1-D int64 array; call np.array(ids, np.int64)"
             raise DTypeError(message)
     indptr = np.zeros(len(exclude) + 1, np.int64)
     np.cumsum([len(ids) for ids in exclude], out=indptr[1:])

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+
+from gplfast.ops import _core
+
+hypothesis.settings.register_profile(
+    "gplfast", deadline=None, derandomize=True, max_examples=int(os.environ.get("GPLFAST_EXAMPLES", "60"))
+)
+hypothesis.settings.load_profile("gplfast")
+
+ISAS = _core.available_isas()
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    """Each instruction set that this machine has, forced for the test."""
+    _core.force_isa(request.param)
+    yield request.param
+    _core.force_isa("")

@@ -1,0 +1,104 @@
+"""The oracle: what each operation means, in the slowest and most obvious way. Knows nothing of the extension."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def dots(queries, docs):
+    """(n_queries, n_docs) float64 canonical dot products."""
+    return sum_products(queries.astype(np.float64)[:, None], docs.astype(np.float64)[None])
+
+
+def norms(rows):
+    wide = rows.astype(np.float64)
+    return np.sqrt(sum_products(wide, wide))
+
+
+def sum_products(a, b):
+    """Over the last axis, in the canonical order: element i to lane i mod 32, then a tree over the lanes."""
+    lanes = np.zeros((32, *np.broadcast_shapes(a.shape[:-1], b.shape[:-1])))
+    for i in range(a.shape[-1]):
+        lanes[i % 32] += a[..., i] * b[..., i]
+    for half in (16, 8, 4, 2, 1):
+        lanes[:half] += lanes[half : 2 * half]
+    return lanes[0]
+
+
+def scores(queries, docs, metric="ip"):
+    """(n_queries, n_docs) float32 canonical scores; NaN where a pair has none; never -0."""
+    with np.errstate(all="ignore"):
+        result = dots(queries, docs)
+        if metric == "cosine":
+            products = norms(queries)[:, None] * norms(docs)[None, :]
+            result = np.where(products == 0, 0.0, result / products)
+        return result.astype(np.float32) + np.float32(0)
+
+
+def search(queries, docs, k, *, metric="ip", exclude=None):
+    """(n_queries, k) float32 scores and int64 ids."""
+    all_scores = scores(queries, docs, metric)
+    best_scores = np.full((len(queries), k), -np.inf, np.float32)
+    best_ids = np.full((len(queries), k), -1, np.int64)
+    for query, row in enumerate(all_scores):
+        excluded = set() if exclude is None else {int(i) for i in exclude[query]}
+        ids = [i for i in range(len(docs)) if i not in excluded and not np.isnan(row[i])]
+        ids.sort(key=lambda i: (-row[i], i))
+        for rank, i in enumerate(ids[:k]):
+            best_scores[query, rank] = row[i]
+            best_ids[query, rank] = i
+    return best_scores, best_ids
+
+
+def similar_pairs(docs, threshold, metric="cosine"):
+    """All (i, j), i < j, whose canonical score reaches float32(threshold)."""
+    all_scores = scores(docs, docs, metric)
+    n = len(docs)
+    return [(i, j) for i in range(n) for j in range(i + 1, n) if all_scores[i, j] >= np.float32(threshold)]
+
+
+def dedup(docs, threshold, *, metric="cosine", keep="first", rule="components"):
+    """(n,) int64 representatives, and the number of similar pairs."""
+    n = len(docs)
+    if keep == "last":
+        mirrored, n_pairs = dedup(docs[::-1], threshold, metric=metric, rule=rule)
+        return (n - 1 - mirrored)[::-1], n_pairs
+    pairs = similar_pairs(docs, threshold, metric)
+    earlier = {j: sorted(i for i, other in pairs if other == j) for j in range(n)}
+    representative = np.arange(n, dtype=np.int64)
+    if rule == "components":
+        changed = True
+        while changed:
+            changed = False
+            for i, j in pairs:
+                lowest = min(representative[i], representative[j])
+                if representative[i] != lowest or representative[j] != lowest:
+                    representative[i] = representative[j] = lowest
+                    changed = True
+    elif rule == "greedy":
+        for j in range(n):
+            staying = [i for i in earlier[j] if representative[i] == i]
+            representative[j] = staying[0] if staying else j
+    else:
+        for j in range(n):
+            representative[j] = representative[earlier[j][0]] if earlier[j] else j
+    return representative, len(pairs)
+
+
+def margins(positives, negatives, reference="min"):
+    """One float32 array per query from lists of float32 arrays."""
+    result = []
+    for positive, negative in zip(positives, negatives, strict=True):
+        if len(negative) == 0:
+            result.append(np.empty(0, np.float32))
+            continue
+        wide = [float(score) for score in positive]
+        if reference == "mean":
+            value = sum(wide) / len(wide)
+        elif reference == "first":
+            value = wide[0]
+        else:
+            value = float("nan") if any(np.isnan(wide)) else {"min": min, "max": max}[reference](wide)
+        with np.errstate(all="ignore"):
+            result.append((value - negative.astype(np.float64)).astype(np.float32))
+    return result

@@ -1,0 +1,49 @@
+"""Runs the extension's tests against a build with sanitizers: run_sanitized.py address,undefined|thread SITE_FOLDER."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = ["test_search.py", "test_dedup.py", "test_margins.py", "test_extension_runtime.py"]
+
+
+WITHOUT_EDITABLE_FINDER = """
+import sys
+
+sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
+"""
+
+
+def library(name: str) -> str:
+    command = ["g++", f"-print-file-name=lib{name}.so"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main(sanitizers: str, site: str) -> int:
+    names = ["tsan"] if sanitizers == "thread" else ["asan", "ubsan"]
+    libraries = [library(name) for name in names]
+    folder = Path(__file__).resolve().parent
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(site).resolve()),
+        "GPLFAST_SANITIZED": sanitizers,
+        "GPLFAST_EXAMPLES": "20",
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter leaks by design
+        "TSAN_OPTIONS": "report_signal_unsafe=0",
+    }
+    # The finder of an editable install comes before PYTHONPATH: take it out, in child processes too.
+    (Path(site) / "sitecustomize.py").write_text(WITHOUT_EDITABLE_FINDER)
+    check = "import sys, gplfast.ops as o; f = o._core.__file__; sys.exit(0 if f.startswith(sys.argv[1]) else f)"
+    program = ["-c", check, str(Path(site).resolve())]
+    if (status := subprocess.run([sys.executable, *program], env=environment, cwd="/", check=False).returncode) != 0:
+        return status
+    tests = [str(folder / name) for name in TESTS]
+    command = [sys.executable, "-c", "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))", "-q", *tests]
+    return subprocess.run(command, env=environment, cwd=folder, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2]))

@@ -1,0 +1,194 @@
+"""What the extension does besides computing: threads, signals, memory, the environment."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import gplfast
+from gplfast import ops
+from gplfast.ops import _core
+
+IS_SANITIZED = "GPLFAST_SANITIZED" in os.environ
+
+
+def python(code, **environment):
+    """Runs code in a fresh interpreter, from a folder that is not the source tree."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd="/",
+        env=os.environ | environment,
+    )
+
+
+def output(code, **environment):
+    process = python(code, **environment)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out.strip()
+
+
+def test_info():
+    info = ops.info()
+    assert info["isa"] == info["isas"][-1] or "GPLFAST_ISA" in os.environ
+    assert info["isas"][0] == "scalar"
+    assert 1 <= info["threads"] <= os.cpu_count()
+
+
+@pytest.mark.gpu
+def test_cuda_info():
+    cuda = ops.info()["cuda"]
+    if cuda is None:
+        pytest.skip("gplfast was built without CUDA (GPLFAST_CUDA=ON builds it)")
+    if not cuda["devices"]:
+        pytest.skip(f"no GPU here: {cuda['error']}")
+    assert cuda["driver"] >= cuda["runtime"] // 1000 * 1000
+
+
+@pytest.mark.parametrize("name", _core.available_isas())
+def test_environment_forces_the_instruction_set(name):
+    assert output("from gplfast import ops; print(ops.info()['isa'])", GPLFAST_ISA=name) == name
+
+
+def test_unavailable_instruction_set(monkeypatch):
+    monkeypatch.setenv("GPLFAST_ISA", "avx1024")
+    one = np.ones((1, 1), np.float32)
+    for call in (ops.info, lambda: gplfast.search(one, one, 1), lambda: gplfast.dedup(one, 0.5)):
+        with pytest.raises(gplfast.errors.UnavailableError, match=r"'avx1024' is not available here; .* scalar"):
+            call()
+
+
+def test_threads_follow_the_affinity():
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    assert output(code + "from gplfast import ops; print(ops.info()['threads'])") == "1"
+
+
+@pytest.fixture
+def work():
+    """A search of about a second on one slow core."""
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((2000, 64)).astype("f4"), rng.standard_normal((40_000, 64)).astype("f4")
+
+
+def test_gil_is_released(work):
+    """This thread goes on counting while another one searches."""
+    queries, docs = work
+    _core.force_isa("scalar")
+    try:
+        searching = threading.Thread(target=lambda: gplfast.search(queries, docs, 5, threads=1))
+        searching.start()
+        count = 0
+        while searching.is_alive():
+            count += 1
+            time.sleep(0.001)
+    finally:
+        _core.force_isa("")
+    assert count > 20
+
+
+@pytest.mark.parametrize("call", ["gplfast.search(rows, rows, 5, threads=2)", "gplfast.dedup(rows, 0.9, threads=2)"])
+def test_interrupt_works_within_a_second(call):
+    code = f"""
+import time, numpy as np, gplfast
+rows = np.random.default_rng(0).standard_normal((100_000, 128), dtype=np.float32)
+print("ready", flush=True)
+try:
+    {call}
+except KeyboardInterrupt:
+    print(time.monotonic())
+"""
+    process = python(code, GPLFAST_ISA="scalar")
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert float(out) - sent < 1.0
+
+
+def test_concurrent_calls(work):
+    """Several Python threads search at once; each gets the answer of a lone call."""
+    queries, docs = work[0][:50], work[1][:3000]
+    expected = gplfast.search(queries, docs, 10)
+    answers = [None] * 4
+
+    def run(i):
+        answers[i] = gplfast.search(queries, docs, 10, threads=2)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(answers))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for answer in answers:
+        np.testing.assert_array_equal(answer.ids, expected.ids)
+        np.testing.assert_array_equal(answer.scores, expected.scores)
+
+
+@pytest.mark.skipif(IS_SANITIZED, reason="sanitizers have memory of their own")
+def test_no_score_matrix():
+    """20,000 x 20,000 scores would be 1.6 GB."""
+    code = """
+import resource, numpy as np, gplfast
+rows = np.random.default_rng(0).standard_normal((20_000, 8), dtype=np.float32)
+gplfast.search(rows[:10], rows, 5)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+gplfast.search(rows, rows, 5)
+gplfast.dedup(rows, 0.9999, rule="greedy")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    assert int(output(code)) < 150_000  # KiB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets the rounding mode through glibc")
+def test_rounding_mode_of_the_process_does_not_matter():
+    """Some libraries leave the floating-point unit in a mode of their own."""
+    libm = ctypes.CDLL("libm.so.6")
+    upward, nearest = 0x800, 0
+    rng = np.random.default_rng(2)
+    rows = rng.standard_normal((300, 33)).astype(np.float32)
+    positives, negatives = rows[:, 0].copy(), rows[:, 1].copy()
+    indptr = np.arange(301)
+    calls = (
+        lambda: gplfast.search(rows, rows, 9, metric="cosine"),
+        lambda: gplfast.dedup(rows, 0.3)[::2],
+        lambda: [gplfast.margins(positives, indptr, negatives, indptr)],
+    )
+    expected = [call() for call in calls]
+    libm.fesetround(upward)
+    try:
+        found = [call() for call in calls]
+    finally:
+        libm.fesetround(nearest)
+    for one, other in zip(expected, found, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_works_in_a_forked_child(work):
+    queries, docs = work[0][:20], work[1][:2000]
+    expected = gplfast.search(queries, docs, 3, threads=2)
+    code = """
+import os, sys, numpy as np, gplfast
+rows = np.random.default_rng(0).standard_normal((500, 16), dtype=np.float32)
+first = gplfast.search(rows, rows, 3, threads=2)
+child = os.fork()
+if child == 0:
+    again = gplfast.search(rows, rows, 3, threads=2)
+    os._exit(0 if (again.ids == first.ids).all() else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    output(code)
+    np.testing.assert_array_equal(gplfast.search(queries, docs, 3, threads=2).ids, expected.ids)
