@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-_GRAPH_VERSION = 1  # goes up when the graph of the same weights changes, so that cached ones are not used
+_GRAPH_VERSION = 2  # goes up when the graph of the same weights changes, so that cached ones are not used
 _PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 Similarity = Literal["cosine", "dot"]
 
