@@ -51,15 +51,15 @@ class Architecture:
     prefix: str
     head: str  # "pooler", "distilbert" or "roberta"
     positions_after_padding: bool = False
-    token_types: str = "input"  # "input", "first" (always type 0) or "none"
+    segments: str = "input"  # token types: "input", "first" (always type 0) or "none"
 
 
 # RoBERTa and its line have a type table that their tokenizers never use: of type 0 is everything
-_ROBERTA = Architecture(_BERT, "roberta.", "roberta", positions_after_padding=True, token_types="first")
+_ROBERTA = Architecture(_BERT, "roberta.", "roberta", positions_after_padding=True, segments="first")
 ARCHITECTURES = {
     "bert": Architecture(_BERT, "bert.", "pooler"),
-    "distilbert": Architecture(_DISTILBERT, "distilbert.", "distilbert", token_types="none"),
-    "mpnet": Architecture(_MPNET, "mpnet.", "roberta", positions_after_padding=True, token_types="none"),
+    "distilbert": Architecture(_DISTILBERT, "distilbert.", "distilbert", segments="none"),
+    "mpnet": Architecture(_MPNET, "mpnet.", "roberta", positions_after_padding=True, segments="none"),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
@@ -170,10 +170,10 @@ class EncoderGraph:
             length = graph.op("Gather", graph.op("Shape", ids), graph.constant([1]), axis=0)
             positions = graph.op("Slice", table, graph.constant([0]), length, graph.constant([0]))
         total = graph.op("Add", words, positions)
-        if self.kind.token_types == "first":
+        if self.kind.segments == "first":
             first = self._weight("embeddings.token_type_embeddings.weight")[0]
             total = graph.op("Add", total, graph.weight("embeddings.first_token_type", first))
-        elif self.kind.token_types == "input":
+        elif self.kind.segments == "input":
             types = self.graph.input("token_type_ids", np.int32, ("batch", "sequence"))
             type_table = self._stored("embeddings.token_type_embeddings.weight")
             total = graph.op("Add", total, graph.op("Gather", type_table, types, axis=0))
