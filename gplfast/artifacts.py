@@ -31,6 +31,11 @@ class ModelFile:
     """A model's directory and fingerprint, found when first asked for."""
 
     def __init__(self, name: str) -> None:
+        """Nothing is looked up yet.
+
+        Args:
+            name: A directory, a bundled model or a hub name.
+        """
         self.name = name
 
     @functools.cached_property
@@ -54,16 +59,7 @@ class ModelFile:
 
 
 class Artifacts:
-    """The artifacts of one corpus in one work directory.
-
-    Args:
-        corpus: What `load_corpus` takes, or a `Corpus`.
-        work: The work directory.
-        config: The settings.
-        judgements: A BEIR folder with queries and qrels; by default the corpus' own folder when it has them.
-        report: Called with (what, done, all) as work goes on.
-        alone: Take the artifacts of earlier steps as they are on disk instead of demanding these settings of them.
-    """
+    """The artifacts of one corpus in one work directory."""
 
     def __init__(
         self,
@@ -75,6 +71,16 @@ class Artifacts:
         report: Report | None = None,
         alone: bool = False,
     ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            corpus: What `load_corpus` takes, or a `Corpus`.
+            work: The work directory.
+            config: The settings.
+            judgements: A BEIR folder with queries and qrels; by default the corpus' own folder when it has them.
+            report: Called with (what, done, all) as work goes on.
+            alone: Take the artifacts of earlier steps as they are on disk instead of demanding these settings of them.
+        """
         self.config, self.work, self.report, self.alone = config, WorkDir(work), report, alone
         self._source, self._judgements = corpus, judgements
         self._models: dict[str, ModelFile] = {}
@@ -105,8 +111,9 @@ class Artifacts:
         folder = self._judgements_folder()
         queries = load_queries(folder)
         qrels = load_qrels(folder, self.config.evaluate.split, self.corpus, queries)
-        text = f"{self.corpus.fingerprint} {queries.fingerprint} {sorted((q, sorted(d.items())) for q, d in qrels.items())}"
-        return evaluate.judged(self.corpus, queries, qrels, hashlib.sha256(text.encode()).hexdigest())
+        grades = sorted((query, sorted(docs.items())) for query, docs in qrels.items())
+        identity = f"{self.corpus.fingerprint} {queries.fingerprint} {grades}"
+        return evaluate.judged(self.corpus, queries, qrels, hashlib.sha256(identity.encode()).hexdigest())
 
     def _judgements_folder(self) -> Path:
         if self._judgements is not None:
@@ -162,15 +169,15 @@ class Artifacts:
         """The manifest of an earlier step: the wanted one, or on its own the one that is on disk."""
         if not self.alone:
             return self.wanted(step)
-        directory = self.directory(step)
+        directory, command = self.directory(step), step.partition(" ")[0]
         try:
             found = Manifest.read(directory)
         except FileNotFoundError:
             raise ArtifactError(
-                f"{directory} is missing or not finished; run `gplfast {step.split()[0]}` or `gplfast run` first"
+                f"{directory} is missing or not finished; run `gplfast {command}` or `gplfast run` first"
             ) from None
         if found.inputs.get("corpus") != self.corpus.fingerprint:
-            raise ArtifactError(f"{directory} was made from another corpus; run `gplfast {step.split()[0]}` again")
+            raise ArtifactError(f"{directory} was made from another corpus; run `gplfast {command}` again")
         return found
 
     def directory(self, step: str) -> Path:

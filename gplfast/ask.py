@@ -7,12 +7,13 @@ import shutil
 import textwrap
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gplfast.store.corpus import Corpus, load_corpus
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import numpy.typing as npt
 
@@ -67,7 +68,9 @@ def ask(
         query = encoder.encode([question], kind="query")
         hits = dense.search(query, docs, min(k, len(passages)), metric=encoder.similarity, threads=threads)
         found = zip(hits.scores[0].tolist(), hits.ids[0].tolist(), strict=True)
-        answers.append(Answer(name, [(score, passages.ids[row], passages.text(row)) for score, row in found if row >= 0]))
+        answers.append(
+            Answer(name, [(score, passages.ids[row], passages.text(row)) for score, row in found if row >= 0])
+        )
     return answers
 
 
@@ -80,7 +83,10 @@ def side_by_side(answers: Sequence[Answer], width: int | None = None) -> str:
     """
     whole = width or max(shutil.get_terminal_size((120, 24)).columns, 60)
     column = (whole - 3 * (len(answers) - 1)) // len(answers)
-    lines = [_row([answer.model[-column:] for answer in answers], column), _row(["-" * column for _ in answers], column)]
+    lines = [
+        _row([answer.model[-column:] for answer in answers], column),
+        _row(["-" * column for _ in answers], column),
+    ]
     for rank, passages in enumerate(zip_longest(*(answer.passages for answer in answers)), start=1):
         cells = [_cell(rank, passage, column) for passage in passages]
         lines += [_row(list(parts), column) for parts in zip_longest(*cells, fillvalue="")]

@@ -10,12 +10,14 @@ import dataclasses
 import logging
 import sys
 import typing
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from gplfast import config as settings
 from gplfast.errors import ConfigError, GplfastError
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 _STEP_SECTIONS = {
     "run": settings.SECTIONS,
@@ -46,12 +48,12 @@ _EPILOGS = {
   gplfast run --corpus docs.csv --input-text-column body --work W --config my.toml --train-steps 500
 A run that was killed goes on where it was when it is started again.""",
     "generate": "example:\n  gplfast generate --corpus scifact --work W --queries-per-passage 3",
-    "mine": "example:\n  gplfast mine --corpus scifact --work W --retrievers nano:student bm25 --negatives-per-query 50",
+    "mine": "example:\n  gplfast mine --corpus scifact --work W --retrievers nano:student bm25",
     "label": "example:\n  gplfast label --corpus scifact --work W --model cross-encoder/ms-marco-MiniLM-L-6-v2",
     "train": "example:\n  gplfast train --corpus scifact --work W --learning-rate 1e-4\n"
     "  gplfast train --corpus scifact --work W --loss mnrl",
-    "evaluate": "example:\n  gplfast evaluate --corpus scifact --work W --model other/model --systems bm25 zero-shot gpl",
-    "ask": 'example:\n  gplfast ask "who are the normans" --model nano:student --model W/train/gpl/model --corpus C -k 3',
+    "evaluate": "example:\n  gplfast evaluate --corpus scifact --work W --model other/model --systems bm25 gpl",
+    "ask": 'example:\n  gplfast ask "who are the normans" --model nano:student --model W/train/gpl/model --corpus C',
     "demo": "example:\n  gplfast demo --work demo",
     "export": "example:\n  gplfast export --corpus scifact --work W --output gpl_files",
     "info": "example:\n  gplfast info",
@@ -89,13 +91,15 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(metavar="command", required=True)
 
-    def add(name: str, help: str, command: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser:
+    def add(name: str, text: str, command: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser:
         made = commands.add_parser(
             name,
             allow_abbrev=False,
-            usage=None if name in ("ask", "info", "demo", "export") else f"gplfast {name} --corpus C --work W [options]",
-            help=help,
-            description=help,
+            usage=None
+            if name in ("ask", "info", "demo", "export")
+            else f"gplfast {name} --corpus C --work W [options]",
+            help=text,
+            description=text,
             epilog=_EPILOGS[name],
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -134,10 +138,14 @@ def _add_pipeline_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         command.add_argument("--preset", choices=sorted(settings.PRESETS), help="settings to start from (default nano)")
         command.add_argument("--config", type=Path, help="TOML or YAML file with settings over the preset")
         if name in ("run", "evaluate"):
-            command.add_argument("--judgements", type=Path, help="BEIR folder with queries and qrels (default: the corpus)")
+            command.add_argument(
+                "--judgements", type=Path, help="BEIR folder with queries and qrels (default: the corpus)"
+            )
         if name == "run":
             command.add_argument("--evaluate", action="store_true", help="measure at the end; needs judged queries")
-            command.add_argument("--dry-run", action="store_true", help="say what is fresh, what is stale and why; do nothing")
+            command.add_argument(
+                "--dry-run", action="store_true", help="say what is fresh, what is stale and why; do nothing"
+            )
         if name == "evaluate":
             command.add_argument("--model", action="append", default=[], help="another bi-encoder for the table")
         _add_settings(command, name)
@@ -153,7 +161,7 @@ def _add_corpus(command: argparse.ArgumentParser, *, work_help: str, work_requir
 def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
     general = command.add_argument_group("settings")
     for item in dataclasses.fields(settings.RunConfig):
-        if item.metadata and item.name not in ("preset",):
+        if item.metadata and item.name != "preset":
             _add_flag(general, [f"--{item.name}"], f"{item.name}", item, settings.RunConfig)
     taken = set(command._option_string_actions)
     for section in _STEP_SECTIONS[name]:
@@ -162,10 +170,12 @@ def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
         for item in dataclasses.fields(kind):
             long = item.name.replace("_", "-")
             flags = [f"--{section}-{long}"]
-            # A command of one step has its settings without the step's name too; genq's come through `train --loss mnrl`.
+            # A command of one step has its settings without the step's name too.
             if section == name and f"--{long}" not in taken:
                 flags.insert(0, f"--{long}")
-            flags += [alias for alias, (target,) in _ALIASES.items() if target == f"{section}.{item.name}" and name == "run"]
+            flags += [
+                alias for alias, (target,) in _ALIASES.items() if target == f"{section}.{item.name}" and name == "run"
+            ]
             _add_flag(group, flags, f"{section}.{item.name}", item, kind)
 
 
@@ -189,7 +199,9 @@ def _number(kind: type[Any]) -> Callable[[str], Any]:
         try:
             return kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole number' if kind is int else 'a number'}") from None
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not {'a whole number' if kind is int else 'a number'}"
+            ) from None
 
     return parse
 
@@ -291,7 +303,7 @@ def _ask(arguments: argparse.Namespace) -> None:
     print(side_by_side(answers))
 
 
-def _info(arguments: argparse.Namespace) -> None:
+def _info(_: argparse.Namespace) -> None:
     from importlib import metadata
 
     from gplfast import ops
@@ -327,7 +339,7 @@ class _Bars:
         self._bar: Any = None
         self._what = ""
 
-    def __enter__(self) -> _Bars:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -339,8 +351,10 @@ class _Bars:
         if self._bar is None or what != self._what:
             self._close()
             # Not a terminal: a line now and then instead of a moving bar.
-            slow = {} if sys.stderr.isatty() else {"mininterval": 15.0, "ncols": 80}
-            self._bar = tqdm(total=total, desc=what, disable=self._quiet, file=sys.stderr, **slow)
+            slow = 0.1 if sys.stderr.isatty() else 15.0
+            self._bar = tqdm(
+                total=total, initial=done, desc=what, disable=self._quiet, file=sys.stderr, mininterval=slow
+            )
             self._what = what
         self._bar.total = total
         self._bar.update(done - self._bar.n)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import math
 import typing
 from collections.abc import Mapping
@@ -22,15 +21,15 @@ AUTO = 0
 
 def _setting(
     default: Any,
-    help: str,
+    text: str,
     *,
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
     output: bool = True,
 ) -> Any:
-    """A dataclass field with its help, limits, and whether it changes the step's output (else it never makes it stale)."""
-    metadata = {"help": help, "low": low, "high": high, "choices": choices, "output": output}
+    """A dataclass field with its help and limits; without `output` it changes no bytes and makes nothing stale."""
+    metadata = {"help": text, "low": low, "high": high, "choices": choices, "output": output}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -52,15 +51,15 @@ class GenerateConfig:
     queries_per_passage: int = _setting(
         AUTO, "queries per passage (0: 250000 / passages when 3 x passages < 250000, else 3)", low=0
     )
-    max_queries: int = _setting(0, "take a random sample of passages so that at most this many are drawn (0: all)", low=0)
+    max_queries: int = _setting(
+        0, "take a random sample of passages so that at most this many are drawn (0: all)", low=0
+    )
     top_k: int = _setting(25, "sample among the k likeliest tokens (0: all)", low=0)
     top_p: float = _setting(0.95, "sample among the likeliest tokens that hold this share", low=1e-6, high=1.0)
     temperature: float = _setting(1.0, "divide the logits by this", low=1e-6)
     max_new_tokens: int = _setting(64, "longest query, in tokens", low=1)
     passage_tokens: int = _setting(0, "passage tokens the generator reads (0: all of its window)", low=0)
-    window: str = _setting(
-        "head", "which part of a long passage a query is made from", choices=("head", "random")
-    )
+    window: str = _setting("head", "which part of a long passage a query is made from", choices=("head", "random"))
     prefix: str = _setting("", "text put before each passage, e.g. 'generate query: '")
     batch_size: int = _setting(32, "passages per batch", low=1, output=False)
 
@@ -86,7 +85,9 @@ class LabelConfig:
 
     model: str = _setting("nano:teacher", "cross-encoder: a directory, a hub name or nano:teacher", output=False)
     max_seq_length: int = _setting(350, "query and passage are each cut to this many teacher tokens", low=1)
-    activation: str = _setting("identity", "on the teacher's output; identity: raw logits", choices=("identity", "sigmoid"))
+    activation: str = _setting(
+        "identity", "on the teacher's output; identity: raw logits", choices=("identity", "sigmoid")
+    )
     nan: str = _setting("error", "when the teacher gives NaN: stop, or drop these rows", choices=("error", "drop"))
     batch_size: int = _setting(32, "pairs per batch", low=1, output=False)
 
@@ -106,7 +107,9 @@ class TrainConfig:
     learning_rate: float = _setting(2e-5, "peak learning rate of AdamW", low=0.0)
     weight_decay: float = _setting(0.01, "weight decay of AdamW", low=0.0)
     warmup_steps: int = _setting(1000, "linear warm-up, in steps (0: by warmup_share)", low=0)
-    warmup_share: float = _setting(0.1, "linear warm-up as a share of the steps, when warmup_steps is 0", low=0.0, high=1.0)
+    warmup_share: float = _setting(
+        0.1, "linear warm-up as a share of the steps, when warmup_steps is 0", low=0.0, high=1.0
+    )
     max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm", low=0.0)
     rescale: str = _setting(
         "auto",
@@ -199,7 +202,7 @@ _PAPER: dict[str, Any] = {
     },
 }
 
-# The offline default: small bundled models, minutes on two cores. Tuned by benchmarks/adapt.py; change numbers here only.
+# The offline default: small bundled models, minutes on two cores. Tuned with benchmarks/adapt.py; change numbers here.
 _NANO_STUDENT: dict[str, Any] = {
     "base": "nano:student",
     "similarity": "cosine",
@@ -214,6 +217,7 @@ _NANO: dict[str, Any] = {
         "queries_per_passage": 3,
         "max_queries": 9_000,
         "window": "random",
+        "passage_tokens": 96,
         "max_new_tokens": 32,
     },
     "mine": {"retrievers": ("nano:student", "bm25"), "metrics": ("cosine",), "negatives_per_query": 30},
@@ -288,7 +292,6 @@ def output_settings(section: Any) -> dict[str, Any]:
     return values
 
 
-@functools.cache
 def field_types(section: type[Any]) -> dict[str, Any]:
     """The resolved type of each setting of a dataclass of this module."""
     return typing.get_type_hints(section)

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,8 @@ from gplfast.store.atomic import read_json, write_json
 from gplfast.store.manifest import Manifest, freshness
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     import pyarrow as pa
 
     from gplfast.store.corpus import Corpus
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ORDER = ("generate", "mine", "label", "train", "evaluate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +92,10 @@ class Pipeline(Artifacts):
             self.corpus,
             self.queries(),
             self.directory("mine"),
-            self.work.path("embeddings"),
             self.wanted("mine"),
             self.config.mine,
-            {short: self._opener(name) for short, name in self.retrievers().items()},
+            encoders={short: self._opener(name) for short, name in self.retrievers().items()},
+            embeddings=self.work.path("embeddings"),
             threads=self.config.threads,
             report=self.report,
         )
@@ -107,11 +109,11 @@ class Pipeline(Artifacts):
             self.queries(),
             self.negatives(),
             self.directory("label"),
-            self.work.path("scores"),
             self.wanted("label"),
-            self.config.label,
-            self.config.train,
-            self._open_teacher,
+            config=self.config.label,
+            train=self.config.train,
+            open_teacher=self._open_teacher,
+            scores=self.work.path("scores"),
             seed=self.config.seed,
             report=self.report,
         )
@@ -163,9 +165,7 @@ class Pipeline(Artifacts):
             if f"train {name}" in stale:
                 planned.append(Planned(f"evaluate {name}", False, f"waits for train {name}"))
             else:
-                planned.append(
-                    Planned(f"evaluate {name}", *self.system(name).freshness(self.judged, self.config))
-                )
+                planned.append(Planned(f"evaluate {name}", *self.system(name).freshness(self.judged, self.config)))
         return planned
 
     def run(self, *, evaluate: bool = False) -> Adapted:
@@ -203,11 +203,12 @@ class Pipeline(Artifacts):
         return outcome
 
     def seconds(self) -> dict[str, float]:
-        """How long each step took when it was last done."""
+        """How long each step took when it was last done, in the order of the steps."""
         try:
-            return dict(read_json(self.work.root / "seconds.json"))
+            found = dict(read_json(self.work.root / "seconds.json"))
         except FileNotFoundError:
             return {}
+        return {step: found[step] for step in sorted(found, key=lambda step: (ORDER.index(step.split()[0]), step))}
 
     # ---- evaluation
 
@@ -237,9 +238,7 @@ class Pipeline(Artifacts):
 
     def evaluate(self, extra: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Measure the systems of the table, and `extra` ones (name to model), and write report.json."""
-        bench = Bench(
-            self.judged, self.config, self.work.path("embeddings"), self.work.path("scores"), self.report
-        )
+        bench = Bench(self.judged, self.config, self.work.path("embeddings"), self.work.path("scores"), self.report)
         systems = [self.system(name) for name in self.system_names()]
         for name, given in (extra or {}).items():
             model = self.model(given)
@@ -283,7 +282,7 @@ def adapt(
     A second call goes on where the first was interrupted, and does only what other settings make necessary.
 
     Args:
-        corpus: A BEIR folder, a folder of text files, a table file, an Arrow table or a list of texts (see `load_corpus`).
+        corpus: A BEIR folder, a folder of text files, a table file, an Arrow table or a list of texts.
         work: Directory of everything that is made; one process at a time.
         preset: "nano" (bundled models, no network) or "paper"; by default what `config` names, else "nano".
         config: Settings over the preset: a `RunConfig`, a nested mapping, or a TOML or YAML file.
@@ -319,11 +318,9 @@ def as_config(config: RunConfig | Mapping[str, Any] | str | Path | None, preset:
 def demo(work: str | Path, *, threads: int = 0, report: Report | None = None) -> Adapted:
     """Adapt the bundled student to the bundled collection, with GPL and with GenQ, and measure both.
 
-    The collection is a part of MedQuAD (CC BY 4.0, see presets/demo/README.md); none of the bundled models saw it.
+    The collection is a part of MedQuAD (CC BY 4.0, see presets/demo/README.md); no bundled model saw it.
     """
-    from importlib import resources
-
-    corpus = Path(str(resources.files("gplfast"))) / "presets" / "demo"
+    corpus = Path(__file__).resolve().parent / "presets" / "demo"
     config = load_config(preset="nano", overrides={**DEMO, "loss": "both", "threads": threads})
     return adapt(corpus, work=work, config=config, evaluate=True, report=report)
 
@@ -335,7 +332,7 @@ def export_gpl(pipeline: Pipeline, folder: str | Path) -> list[Path]:
         The files that were written.
     """
     from gplfast.interop import gpl
-    from gplfast.mining.lists import from_sequences
+    from gplfast.mining.lists import single
     from gplfast.store.negatives import RankedLists
 
     root, corpus, generated = Path(folder), pipeline.corpus, pipeline.queries()
@@ -345,7 +342,7 @@ def export_gpl(pipeline: Pipeline, folder: str | Path) -> list[Path]:
     qrels = {name: {corpus.ids[row]: 1} for name, row in zip(queries.ids, generated.passages.tolist(), strict=True)}
     gpl.write_qrels(written[1], qrels)
     if (pipeline.directory("mine") / "manifest.json").is_file():
-        positives = RankedLists(*from_sequences(generated.passages.reshape(-1, 1)))
+        positives = RankedLists(*single(generated.passages))
         written.append(root / gpl.HARD_NEGATIVES_FILE)
         found = gpl.HardNegatives(pipeline.negatives(), positives)
         gpl.write_hard_negatives(written[-1], found, corpus, queries)

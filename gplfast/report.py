@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gplfast.store.manifest import Freshness, Manifest, freshness
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gplfast.config import RunConfig
     from gplfast.mining.bm25 import Ranking
     from gplfast.stages.evaluate import Judged, Result
@@ -75,9 +76,7 @@ class Bench:
         from gplfast.stages import evaluate
 
         wanted = system.wanted(self.data, self.config)
-        return evaluate.evaluate(
-            self.data, system.directory, wanted, self.config.evaluate, lambda: self._rank(system)
-        )
+        return evaluate.evaluate(self.data, system.directory, wanted, self.config.evaluate, lambda: self._rank(system))
 
     def _rank(self, system: System) -> Ranking:
         from gplfast.models import BiEncoder
@@ -148,7 +147,9 @@ def table(report: Mapping[str, Any]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    head = f"{report['collection']} ({report['split']}, {report['queries']} queries; p: {report['significance']['test']})"
+    head = (
+        f"{report['collection']} ({report['split']}, {report['queries']} queries; p: {report['significance']['test']})"
+    )
     seconds = "  ".join(f"{step} {value:.1f}" for step, value in report["seconds"].items())
     return "\n".join([head, *lines, *([f"seconds: {seconds}"] if seconds else [])])
 

@@ -127,3 +127,4 @@ def _save(tensors: dict[str, np.ndarray[Any, Any]], path: Path) -> None:
     # and asarray, because ascontiguousarray would make a scalar one-dimensional
     contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     save_file(contiguous, str(path), metadata={"format": "pt"})
+    path.chmod(0o644)  # the library writes 0600, which a wheel would carry to machines with other users

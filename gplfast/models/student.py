@@ -14,14 +14,16 @@ import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gplfast.config import TrainConfig
 from gplfast.errors import ArtifactError, MissingExtraError, ModelError, UnavailableError
 from gplfast.store.atomic import read_json, write_json
+
+if TYPE_CHECKING:
+    from gplfast.config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +74,9 @@ def prepare(seed: int, threads: int = 0) -> None:
     # The trainer looks for experiment trackers and would reach for the network through some of them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        import accelerate  # noqa: F401
+        import accelerate  # noqa: F401 - only to see whether it is there
         import datasets
-        import sentence_transformers  # noqa: F401
+        import sentence_transformers  # noqa: F401 - only to see whether it is there
         import torch
         import transformers
     except ImportError as error:
@@ -83,7 +85,7 @@ def prepare(seed: int, threads: int = 0) -> None:
         torch.set_num_threads(threads)
     transformers.set_seed(seed % 2**32)
     datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def open_student(base: Path, config: TrainConfig) -> Any:
@@ -158,7 +160,7 @@ def fit(
     whole = _usable_checkpoints(checkpoints, key)
     trainer = _trainer_class()(
         model=student,
-        args=_arguments(checkpoints, config, examples, n_steps, seed, precision),
+        args=_arguments(checkpoints, config, examples, n_steps=n_steps, seed=seed, precision=precision),
         train_dataset=_dataset(examples),
         loss=_loss(student, config, examples),
         data_collator=_collator(student, examples),
@@ -190,7 +192,7 @@ def save(student: Any, path: Path) -> None:
 
 
 def resolve_precision(wanted: str) -> str:
-    """"fp32" or "bf16": auto takes bf16 where the device multiplies in it (measured 5x faster than fp32 on Zen 5).
+    """Choose "fp32" or "bf16": auto takes bf16 where the device multiplies in it (5x faster than fp32 on Zen 5).
 
     Raises:
         UnavailableError: bf16 was asked for and the device does not have it.
@@ -230,8 +232,11 @@ def _prompt(student: Any, kind: str) -> str:
 
 
 def _dataset(examples: Examples) -> Any:
-    """Row numbers instead of texts. For GenQ the rows of equal texts are one number, and queries are negative, because
-    sentence-transformers' sampler keeps equal values of any column out of a batch."""
+    """Row numbers instead of texts.
+
+    For GenQ the rows of equal texts are one number, and queries are negative, because sentence-transformers' sampler
+    keeps equal values of any column out of a batch.
+    """
     from datasets import Dataset
 
     if examples.margins is not None:
@@ -287,7 +292,7 @@ def file_order(dataset: Any, batch_size: int, drop_last: bool, **options: Any) -
 
 
 def _arguments(
-    directory: Path, config: TrainConfig, examples: Examples, n_steps: int, seed: int, precision: str
+    directory: Path, config: TrainConfig, examples: Examples, *, n_steps: int, seed: int, precision: str
 ) -> Any:
     from sentence_transformers import SentenceTransformerTrainingArguments
 
@@ -325,11 +330,11 @@ def _callback(key: str, progress: Progress | None) -> Any:
     class Marker(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Marks a checkpoint as whole, after everything else of it was written, and reports progress."""
 
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
             path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_json(path / _MARK, {"key": key, "step": int(state.global_step)})
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:  # noqa: ARG002
             if progress is not None:
                 progress(int(state.global_step), int(state.max_steps))
 
@@ -343,8 +348,8 @@ def _trainer_class() -> Any:
         def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
             """None: a model card would record dates and sample the row numbers as if they were texts."""
 
-        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-            self.model.save_pretrained(output_dir or self.args.output_dir, create_model_card=False)
+        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002
+            self.model.save_pretrained(str(output_dir or self.args.output_dir), create_model_card=False)
 
     return Trainer
 

@@ -7,13 +7,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gplfast.errors import ArtifactError
 from gplfast.store.corpus import Queries
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 PREFIX = "genQ"
 
@@ -61,6 +61,6 @@ class GeneratedQueries:
         passages = table["passage"].to_numpy().astype(np.int64)
         if len(passages) and not 0 <= passages.min() <= passages.max() < n_passages:
             raise ArtifactError(
-                f"{name}: names passage row {passages.max()} but the corpus has {n_passages}; it belongs to another corpus"
+                f"{name}: names passage row {passages.max()} but the corpus has {n_passages}; delete it"
             )
         return cls(table["text"].to_pylist(), passages)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gplfast.errors import ArtifactError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 _ROWS = ("query", "positive", "negative")
 
@@ -56,4 +56,4 @@ class Margins:
         for column, values, limit in zip(_ROWS, rows, (n_queries, n_passages, n_passages), strict=True):
             if len(values) and not 0 <= values.min() <= values.max() < limit:
                 raise ArtifactError(f"{name}: names {column} row {values.max()} but there are {limit}; delete it")
-        return cls(*rows, table["margin"].to_numpy().astype(np.float32))
+        return cls(rows[0], rows[1], rows[2], table["margin"].to_numpy().astype(np.float32))
