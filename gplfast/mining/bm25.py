@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gplfast.errors import MissingExtraError
-from gplfast.mining.lists import Lists
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gplfast.mining.lists import Lists
 
 # Lucene's defaults; with English stop words and no stemmer this gives .663 nDCG@10 on scifact (BEIR's README: .665).
 K1 = 1.2
@@ -24,16 +28,17 @@ class Ranking(NamedTuple):
 
 
 class Bm25:
-    """An index over texts, held in memory.
-
-    Args:
-        texts: The passages; row i of the answers is `texts[i]`.
-
-    Raises:
-        MissingExtraError: bm25s is not installed.
-    """
+    """An index over texts, held in memory."""
 
     def __init__(self, texts: Sequence[str]) -> None:
+        """Index the texts.
+
+        Args:
+            texts: The passages; row i of the answers is `texts[i]`.
+
+        Raises:
+            MissingExtraError: bm25s is not installed.
+        """
         self._bm25s = _import_bm25s()
         self.n_docs = len(texts)
         tokens = self._tokenize(texts)
@@ -99,4 +104,5 @@ def _import_bm25s() -> Any:
         import bm25s
     except ImportError as error:
         raise MissingExtraError("BM25 needs the package bm25s: pip install bm25s") from error
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # the package sets it to DEBUG for everyone
     return bm25s

@@ -1,18 +1,21 @@
-"""Dense retrieval as a source of candidates: embeddings kept on disk, exact search with the positives excluded in it."""
+"""Dense retrieval as a source of candidates: embeddings kept on disk, exact search with the positives left out."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from gplfast.mining.bm25 import Ranking
-from gplfast.mining.lists import Lists
 from gplfast.store.embeddings import EmbeddingStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gplfast.mining.lists import Lists
 
 # Each shard is encoded as one call, so its values follow from the shard alone and a killed run gives the same bytes.
 SHARD_ROWS = 2048
@@ -20,6 +23,7 @@ SHARD_ROWS = 2048
 _SEARCH_ROWS = 2048
 
 Progress = Callable[[int, int], None]
+Kind = Literal["query", "document"]
 
 
 class Encoder(Protocol):
@@ -33,7 +37,14 @@ class Encoder(Protocol):
     def dim(self) -> int:
         """Columns of the embeddings."""
 
-    def encode(self, texts: list[str], *, kind: str, batch_size: int) -> npt.NDArray[np.float32]:
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        kind: Kind,
+        batch_size: int,
+        progress: Progress | None,
+    ) -> npt.NDArray[np.float32]:
         """float32 (n_texts, dim)."""
 
 
@@ -44,7 +55,7 @@ def embed(
     root: Path,
     *,
     texts_fingerprint: str,
-    kind: str,
+    kind: Kind,
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> npt.NDArray[Any]:
@@ -67,10 +78,13 @@ def embed(
     store = EmbeddingStore(root / identity[:24], identity, encoder.dim, n_rows, shard_rows=SHARD_ROWS)
     for shard in store.missing():
         rows = store.rows(shard)
-        values = encoder.encode(texts(rows), kind=kind, batch_size=batch_size)
+
+        def show(done: int, _: int, start: int = rows.start) -> None:
+            if progress is not None:
+                progress(start + done, n_rows)
+
+        values = encoder.encode(texts(rows), kind=kind, batch_size=batch_size, progress=show)
         store.write(shard, np.ascontiguousarray(values, np.float32))
-        if progress is not None:
-            progress(rows.stop, n_rows)
     return store.array()
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Int64 = npt.NDArray[np.int64]
 
@@ -38,6 +40,11 @@ def from_sequences(lists: Sequence[Sequence[int] | Int64]) -> Lists:
     lengths = np.fromiter((len(item) for item in lists), np.int64, len(lists))
     rows = np.concatenate([np.asarray(item, np.int64) for item in lists]) if len(lists) else np.empty(0, np.int64)
     return Lists(_indptr(lengths), np.ascontiguousarray(rows, np.int64))
+
+
+def single(rows: Int64) -> Lists:
+    """Lists of one row each: what the positives of generated queries are."""
+    return Lists(np.arange(len(rows) + 1, dtype=np.int64), rows)
 
 
 def same_text_groups(texts: Sequence[str]) -> Int64:

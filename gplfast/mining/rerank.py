@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gplfast.mining.bm25 import Ranking
-from gplfast.mining.scoring import PairScorer, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gplfast.mining.scoring import PairScorer, Progress
 
 
 def rerank(
@@ -16,6 +20,7 @@ def rerank(
     passage_texts: Callable[[np.ndarray[tuple[int], np.dtype[np.int64]]], list[str]],
     scorer: PairScorer,
     top: int,
+    *,
     progress: Progress | None = None,
 ) -> Ranking:
     """Order the best `top` passages of each query by the teacher's score; the rest stay below, in their old order.
@@ -35,7 +40,9 @@ def rerank(
     head = first.ids[:, :top]
     query_of, position = np.nonzero(head >= 0)
     rows, passage_of = np.unique(head[query_of, position], return_inverse=True)
-    scored = scorer.score(queries, passage_texts(rows), query_of.astype(np.int64), passage_of.astype(np.int64), progress)
+    scored = scorer.score(
+        queries, passage_texts(rows), query_of.astype(np.int64), passage_of.astype(np.int64), progress
+    )
     scores, ids = np.full_like(first.scores, -np.inf), first.ids.copy()
     for query in range(len(ids)):
         values = scored[_slice(query_of, query)]

@@ -73,7 +73,7 @@ def misfit(labels: dict[str, float], student: dict[str, float], *, bounded: bool
     if bounded and largest > 2.0:
         return (
             f"labels reach {largest:.3g} but the margin of two cosines is at most 2 (the student's mean is "
-            f"{student['mean_abs']:.3g}); use rescale = \"auto\" or give rescale_range"
+            f'{student["mean_abs"]:.3g}); use rescale = "auto" or give rescale_range'
         )
     if student["mean_abs"] <= 0 or labels["mean_abs"] <= 0:
         return None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from gplfast.mining.lists import Int64, Lists
+if TYPE_CHECKING:
+    from gplfast.mining.lists import Int64, Lists
 
 _WORD = np.uint64(32)
 
@@ -21,7 +22,7 @@ class Visits(NamedTuple):
 
 
 def words(seed: int, stage: str, item: int, n: int) -> npt.NDArray[np.uint64]:
-    """n random 64-bit words of the stream (seed, stage, item); raw Philox, the same in every numpy version."""
+    """N random 64-bit words of the stream (seed, stage, item); raw Philox, the same in every numpy version."""
     name = int.from_bytes(stage.encode("utf-8")[:8].ljust(8, b"\0"), "little")
     # The counter's upper words hold the item, its lower words count within the stream.
     generator = np.random.Philox(key=[seed, name], counter=[0, 0, item, 0])
@@ -44,8 +45,9 @@ def visited(positives: Lists, negatives: Lists) -> Int64:
 
 
 def visits(positives: Lists, negatives: Lists, *, seed: int, start: int, stop: int) -> Visits:
-    """Rows start..stop-1 of the endless sequence of visits (GPL, section 3): per epoch every query once, in an order of
-    its own, with one positive and one negative drawn uniformly.
+    """Rows start..stop-1 of the endless sequence of visits (GPL, section 3).
+
+    Per epoch every query is visited once, in an order of its own, with one positive and one negative drawn uniformly.
 
     Args:
         positives: Positive passages of each query.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from gplfast.errors import ModelError
-from gplfast.store.scores import ScoreStore
+
+if TYPE_CHECKING:
+    from gplfast.store.scores import ScoreStore
 
 # Pairs per call of the teacher and per shard of the score store: work that a kill loses, at most. What a call holds
 # follows from the question alone, so a killed run batches, and thereby rounds, as an uninterrupted one does.
@@ -37,16 +39,7 @@ class Teacher(Protocol):
 
 
 class PairScorer:
-    """Cuts texts, looks their scores up, and asks the teacher for those that are not known.
-
-    Args:
-        store: Of this teacher and activation.
-        open_teacher: Opens the model.
-        max_tokens: Query and passage are each cut to this many tokens.
-        activation: "identity" (raw logits) or "sigmoid".
-        keep_nan: Return NaN where the teacher gives NaN or infinity instead of raising.
-        batch_size: Pairs per batch.
-    """
+    """Cuts texts, looks their scores up, and asks the teacher for those that are not known."""
 
     def __init__(
         self,
@@ -58,6 +51,16 @@ class PairScorer:
         keep_nan: bool = False,
         batch_size: int = 32,
     ) -> None:
+        """The model is opened when it is first needed.
+
+        Args:
+            store: Of this teacher and activation.
+            open_teacher: Opens the model.
+            max_tokens: Query and passage are each cut to this many tokens.
+            activation: "identity" (raw logits) or "sigmoid".
+            keep_nan: Return NaN where the teacher gives NaN or infinity instead of raising.
+            batch_size: Pairs per batch.
+        """
         self._store, self._open_teacher = store, functools.cache(open_teacher)
         self._max_tokens, self._activation = max_tokens, activation
         self._keep_nan, self._batch_size = keep_nan, batch_size
@@ -129,7 +132,7 @@ class PairScorer:
             bad = int(np.flatnonzero(~finite)[0])
             raise ModelError(
                 f"the teacher gave {values[bad]} for query {queries[bad][:60]!r} and passage {passages[bad][:60]!r} "
-                f"({int((~finite).sum())} of {len(values)} pairs); use another teacher, or nan = \"drop\" to leave them out"
+                f'({int((~finite).sum())} of {len(values)} pairs); use another teacher, or leave them out: nan = "drop"'
             )
         good = np.flatnonzero(finite)
         self._store.append([queries[i] for i in good], [passages[i] for i in good], values[good])

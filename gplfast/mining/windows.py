@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gplfast.mining.sampling import below, words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # A window should hold at least this many characters per token it may have, or it starts too near the end. English
 # WordPiece has about 4.5 characters a token; half of that lets the last sentences be drawn too.

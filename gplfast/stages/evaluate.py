@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +14,18 @@ from gplfast.config import EvaluateConfig, output_settings
 from gplfast.errors import DataError, MissingExtraError
 from gplfast.mining import dense
 from gplfast.mining.bm25 import Bm25, Ranking
-from gplfast.mining.dense import Encoder
 from gplfast.mining.lists import Lists, from_sequences
 from gplfast.mining.rerank import rerank
-from gplfast.mining.scoring import PairScorer
 from gplfast.store.atomic import read_json, read_parquet, write_json, write_parquet
-from gplfast.store.corpus import Corpus, Queries
 from gplfast.store.manifest import Manifest, freshness
-from gplfast.store.qrels import Qrels
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gplfast.mining.dense import Encoder
+    from gplfast.mining.scoring import PairScorer
+    from gplfast.store.corpus import Corpus, Queries
+    from gplfast.store.qrels import Qrels
 
 METRICS = ("nDCG@10", "MRR@10", "Recall@100", "MAP")
 MAIN_METRIC = METRICS[0]
@@ -74,7 +77,9 @@ def judged(corpus: Corpus, queries: Queries, qrels: Qrels, fingerprint: str) -> 
     """
     rows = [row for row, name in enumerate(queries.ids) if name in qrels]
     if not rows:
-        raise DataError(f"cannot evaluate: {len(qrels)} queries are judged but none of the {len(queries)} queries is one")
+        raise DataError(
+            f"cannot evaluate: {len(qrels)} queries are judged but none of the {len(queries)} queries is one"
+        )
     kept = {queries.ids[row]: qrels[queries.ids[row]] for row in rows}
     return Judged(corpus, list(kept), [queries.texts[row] for row in rows], kept, fingerprint)
 
@@ -119,7 +124,8 @@ def load(directory: Path) -> Result:
     """
     table = read_parquet(directory / "queries.parquet")
     per_query = {name: table[name].to_numpy().astype(np.float64) for name in METRICS}
-    return Result(read_json(directory / "metrics.json"), table["query"].to_pylist(), per_query)
+    means = read_json(directory / "metrics.json")
+    return Result({name: float(means[name]) for name in METRICS}, table["query"].to_pylist(), per_query)
 
 
 def dense_ranking(
@@ -148,8 +154,10 @@ def dense_ranking(
         batch_size=config.batch_size,
         progress=show("embed passages"),
     )
-    queries = encoder.encode(data.texts, kind="query", batch_size=config.batch_size)
-    return dense.search(queries, docs, depth(data, config), metric=similarity, exclude=same_id(data, config), threads=threads)
+    queries = encoder.encode(data.texts, kind="query", batch_size=config.batch_size, progress=None)
+    return dense.search(
+        queries, docs, depth(data, config), metric=similarity, exclude=same_id(data, config), threads=threads
+    )
 
 
 def bm25_ranking(data: Judged, config: EvaluateConfig, report: Report | None = None) -> Ranking:
@@ -164,7 +172,7 @@ def teacher_ranking(
 ) -> Ranking:
     """What the teacher makes of the best `rerank_top` passages of another ranking."""
     show = None if report is None else lambda done, total: report("rerank", done, total)
-    return rerank(first, data.texts, data.corpus.texts, scorer, config.rerank_top, show)
+    return rerank(first, data.texts, data.corpus.texts, scorer, config.rerank_top, progress=show)
 
 
 def depth(data: Judged, config: EvaluateConfig) -> int:
@@ -198,14 +206,18 @@ def to_run(data: Judged, ranking: Ranking, top_k: int) -> dict[str, dict[str, fl
 
 
 def measure(qrels: Qrels, run: Mapping[str, Mapping[str, float]], query_ids: Sequence[str]) -> Result:
-    """nDCG@10, MRR@10, Recall@100 and MAP by the library ir_measures (trec_eval's definitions, MAP over the top 100)."""
+    """nDCG@10, MRR@10, Recall@100 and MAP by ir_measures (trec_eval's definitions, MAP over the top 100)."""
     try:
         import ir_measures
     except ImportError as error:
         raise MissingExtraError("evaluation needs ir-measures: pip install 'gplfast[train]'") from error
 
     names = dict(
-        zip((ir_measures.nDCG @ 10, ir_measures.RR @ 10, ir_measures.R @ 100, ir_measures.AP @ 100), METRICS, strict=True)
+        zip(
+            (ir_measures.nDCG @ 10, ir_measures.RR @ 10, ir_measures.R @ 100, ir_measures.AP @ 100),
+            METRICS,
+            strict=True,
+        )
     )
     row_of = {name: row for row, name in enumerate(query_ids)}
     per_query = {name: np.zeros(len(query_ids), np.float64) for name in METRICS}

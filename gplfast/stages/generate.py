@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,14 @@ import numpy.typing as npt
 from gplfast.config import GenerateConfig, output_settings
 from gplfast.mining.sampling import permutation
 from gplfast.mining.windows import random_windows
-from gplfast.store.corpus import Corpus
 from gplfast.store.generated import GeneratedQueries
 from gplfast.store.manifest import Manifest, freshness
 from gplfast.store.shards import ShardSet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gplfast.store.corpus import Corpus
 
 # GPL's rule: at least 250 K queries, at least 3 per passage (train.py:99-110).
 TARGET_QUERIES = 250_000
@@ -44,6 +48,7 @@ class Generator(Protocol):
         items: Sequence[int],
         batch_size: int,
         max_input_tokens: int | None,
+        progress: Callable[[int, int], None] | None,
     ) -> list[list[str]]:
         """n_samples queries of each text."""
 
@@ -119,7 +124,8 @@ def generate(
         The queries.
     """
     if not freshness(directory, wanted).fresh:
-        _run(corpus, directory, wanted, config, open_generator, seed, report)
+        draw = functools.partial(_draw, config=config, seed=seed)
+        _run(corpus, ShardSet(directory, wanted), plan(len(corpus), config, seed), open_generator, draw, report=report)
     return load(directory, wanted, n_passages=len(corpus))
 
 
@@ -134,25 +140,27 @@ def load(directory: Path, made: Manifest, *, n_passages: int) -> GeneratedQuerie
 
 def _run(
     corpus: Corpus,
-    directory: Path,
-    wanted: Manifest,
-    config: GenerateConfig,
+    shards: ShardSet,
+    todo: Plan,
     open_generator: Callable[[], Generator],
-    seed: int,
+    draw: Callable[..., list[list[str]]],
+    *,
     report: Report | None,
 ) -> None:
-    todo = plan(len(corpus), config, seed)
-    shards = ShardSet(directory, wanted)
     missing = shards.missing(_n_shards(todo))
     generator = open_generator() if missing else None
     for shard in missing:
         if generator is None:
             break
         rows = todo.passages[shard * SHARD_PASSAGES : (shard + 1) * SHARD_PASSAGES]
-        drawn = _draw(generator, corpus.texts(rows), rows, todo.per_passage, config, seed)
+        before = shard * SHARD_PASSAGES
+
+        def show(done: int, total: int, before: int = before, n_rows: int = len(rows)) -> None:
+            if report is not None:
+                report("generate", before + done * n_rows // total, len(todo.passages))
+
+        drawn = draw(generator, corpus.texts(rows), rows, todo.per_passage, progress=show)
         shards.write(shard, _table(drawn, rows))
-        if report is not None:
-            report("generate", int(min((shard + 1) * SHARD_PASSAGES, len(todo.passages))), len(todo.passages))
     totals = {"passages": len(todo.passages), "queries": 0, "empty": 0, "duplicate": 0}
     for table in shards.tables():
         totals["queries"] += table.num_rows
@@ -166,11 +174,13 @@ def _draw(
     texts: list[str],
     rows: npt.NDArray[np.int64],
     per_passage: int,
+    *,
     config: GenerateConfig,
     seed: int,
+    progress: Callable[[int, int], None],
 ) -> list[list[str]]:
     """The queries of each passage as drawn: not stripped, with repeats."""
-    from gplfast.models.query_generator import Sampling
+    from gplfast.models.sampling import Sampling
 
     sampling = Sampling(
         top_k=config.top_k,
@@ -179,6 +189,7 @@ def _draw(
         max_new_tokens=config.max_new_tokens,
     )
     options: dict[str, Any] = {"sampling": sampling, "seed": seed, "batch_size": config.batch_size}
+    options["progress"] = progress
     options["max_input_tokens"] = config.passage_tokens or None
     if config.window == "head":
         items = [int(row) for row in rows]

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gplfast.config import LabelConfig, TrainConfig, output_settings
 from gplfast.errors import DataError, ModelError
-from gplfast.mining.lists import Lists, from_sequences
+from gplfast.mining.lists import Lists, single
 from gplfast.mining.sampling import Visits, visited, visits
 from gplfast.mining.scoring import PairScorer, Progress, Teacher, teacher_identity
-from gplfast.store.corpus import Corpus
-from gplfast.store.generated import GeneratedQueries
 from gplfast.store.manifest import Manifest, freshness
 from gplfast.store.margins import Margins
-from gplfast.store.negatives import Negatives
 from gplfast.store.scores import ScoreStore
 from gplfast.store.shards import ShardSet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from gplfast.store.corpus import Corpus
+    from gplfast.store.generated import GeneratedQueries
+    from gplfast.store.negatives import Negatives
 
 SHARD_ROWS = 32_768
 Report = Callable[[str, int, int], None]
@@ -60,30 +65,30 @@ def label(
     queries: GeneratedQueries,
     negatives: Negatives,
     directory: Path,
-    scores: Path,
     wanted: Manifest,
+    *,
     config: LabelConfig,
     train: TrainConfig,
     open_teacher: Callable[[], Teacher],
-    *,
+    scores: Path,
     seed: int,
     report: Report | None = None,
 ) -> Margins:
     """Draw the visits of the training, score their pairs and write the margins, shard by shard.
 
     Each query is visited once per epoch, with one positive and one negative drawn uniformly from the union of all
-    retrievers. Queries without a negative are skipped and counted. Fewer queries than a batch are fine: the epochs go on.
+    retrievers. Queries without a negative are skipped and counted. Fewer queries than a batch are fine: epochs go on.
 
     Args:
         corpus: The passages.
         queries: The generated queries.
         negatives: Their negatives.
         directory: The artifact's directory.
-        scores: Directory of the score stores; a pair is scored once in its life.
         wanted: The manifest to write, see `manifest`.
         config: Settings of the step.
         train: Settings of the training: steps and batch size say how many rows there are.
         open_teacher: Opens the model; called only when there is something to score.
+        scores: Directory of the score stores; a pair is scored once in its life.
         seed: Seed of the visits.
         report: Called with (what, done, all).
 
@@ -95,7 +100,7 @@ def label(
         ModelError: The teacher gave NaN or infinity.
     """
     if not freshness(directory, wanted).fresh:
-        positives = from_sequences(queries.passages.reshape(-1, 1))
+        positives = single(queries.passages)
         pool = Lists(*negatives.union())
         n_visited = len(visited(positives, pool))
         if not n_visited:
@@ -114,7 +119,8 @@ def label(
         )
         draw = functools.partial(visits, positives, pool, seed=seed)
         score = functools.partial(_score, scorer, corpus, queries)
-        _run(directory, wanted, draw, score, n_rows, len(queries) - n_visited, report)
+        counts = {"rows drawn": n_rows, "queries skipped, no negatives": len(queries) - n_visited}
+        _run(ShardSet(directory, wanted), draw, score, counts, report)
     return load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
 
 
@@ -147,15 +153,13 @@ def _score(
 
 
 def _run(
-    directory: Path,
-    wanted: Manifest,
+    shards: ShardSet,
     draw: Callable[..., Visits],
     score: Callable[[Pairs, Progress], npt.NDArray[np.float32]],
-    n_rows: int,
-    n_skipped: int,
+    counts: dict[str, int],
     report: Report | None,
 ) -> None:
-    shards = ShardSet(directory, wanted)
+    n_rows = counts["rows drawn"]
     for shard in shards.missing(_n_shards(n_rows)):
         start, stop = shard * SHARD_ROWS, min((shard + 1) * SHARD_ROWS, n_rows)
 
@@ -168,12 +172,16 @@ def _run(
         scores = score(pairs, show)
         margins = (scores[pairs.positive] - scores[pairs.negative]).astype(np.float32)
         valid = np.isfinite(margins)
-        shards.write(shard, Margins(*(column[valid] for column in rows), margins[valid]).table())
+        shards.write(shard, _rows(rows, margins, valid))
     n_written = sum(table.num_rows for table in shards.tables())
     if not n_written:
         raise ModelError(f"the teacher gave NaN for all {n_rows} rows; use another teacher")
-    counts = {"rows": n_written, "rows drawn": n_rows, "rows dropped for NaN": n_rows - n_written}
-    shards.finish({**counts, "queries skipped, no negatives": n_skipped})
+    shards.finish({**counts, "rows": n_written, "rows dropped for NaN": n_rows - n_written})
+
+
+def _rows(rows: Visits, margins: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]) -> pa.Table:
+    kept = Margins(rows.queries[valid], rows.positives[valid], rows.negatives[valid], margins[valid])
+    return kept.table()
 
 
 def _n_shards(n_rows: int) -> int:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gplfast.config import MineConfig, output_settings
 from gplfast.mining import dense
 from gplfast.mining.bm25 import Bm25, Ranking
-from gplfast.mining.dense import Encoder
-from gplfast.mining.lists import Lists, from_sequences, same_text_groups, widen
-from gplfast.store.corpus import Corpus
-from gplfast.store.generated import GeneratedQueries
+from gplfast.mining.lists import Lists, from_sequences, same_text_groups, single, widen
 from gplfast.store.manifest import Manifest, freshness
 from gplfast.store.negatives import Negatives
 from gplfast.store.shards import ShardSet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gplfast.mining.dense import Encoder
+    from gplfast.store.corpus import Corpus
+    from gplfast.store.generated import GeneratedQueries
 
 SHARD_QUERIES = 4096
 BM25 = "bm25"
@@ -51,11 +56,11 @@ def mine(
     corpus: Corpus,
     queries: GeneratedQueries,
     directory: Path,
-    embeddings: Path,
     wanted: Manifest,
     config: MineConfig,
-    encoders: dict[str, Callable[[], Encoder] | None],
     *,
+    encoders: dict[str, Callable[[], Encoder] | None],
+    embeddings: Path,
     threads: int = 0,
     report: Report | None = None,
 ) -> Negatives:
@@ -68,10 +73,10 @@ def mine(
         corpus: The passages.
         queries: The generated queries.
         directory: The artifact's directory.
-        embeddings: Directory of all embeddings.
         wanted: The manifest to write, see `manifest`.
         config: Settings of the step.
         encoders: Short name of each retriever to what opens it, None for BM25.
+        embeddings: Directory of all embeddings.
         threads: CPU threads, 0 for all.
         report: Called with (what, done, all).
 
@@ -79,7 +84,8 @@ def mine(
         The negatives of every query.
     """
     if not freshness(directory, wanted).fresh:
-        _run(corpus, queries, directory, embeddings, wanted, config, encoders, threads, report)
+        job = _Job(corpus, queries, wanted, config, embeddings, threads, report)
+        _run(job, ShardSet(directory, wanted), encoders)
     return load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
 
 
@@ -95,84 +101,75 @@ def load(directory: Path, made: Manifest, *, n_queries: int, n_passages: int) ->
 
 def exclusions(corpus: Corpus, queries: GeneratedQueries, *, duplicates: bool) -> Lists:
     """Per query the rows that are no negatives: its passage and, when asked for, all passages of the same text."""
-    positives = from_sequences(queries.passages.reshape(-1, 1))
+    positives = single(queries.passages)
     return widen(positives, same_text_groups(corpus.texts())) if duplicates else positives
 
 
-def _run(
-    corpus: Corpus,
-    queries: GeneratedQueries,
-    directory: Path,
-    embeddings: Path,
-    wanted: Manifest,
-    config: MineConfig,
-    encoders: dict[str, Callable[[], Encoder] | None],
-    threads: int,
-    report: Report | None,
-) -> None:
-    shards = ShardSet(directory, wanted)
-    missing = shards.missing(_n_shards(len(queries)))
-    excluded = exclusions(corpus, queries, duplicates=config.exclude_duplicates)
-    k = min(config.negatives_per_query, len(corpus))
-    names = list(encoders) if missing else []
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    corpus: Corpus
+    queries: GeneratedQueries
+    wanted: Manifest
+    config: MineConfig
+    embeddings: Path
+    threads: int
+    report: Report | None
+
+    @property
+    def k(self) -> int:
+        return min(self.config.negatives_per_query, len(self.corpus))
+
+
+def _run(job: _Job, shards: ShardSet, encoders: dict[str, Callable[[], Encoder] | None]) -> None:
+    n_queries = len(job.queries)
+    missing = shards.missing(_n_shards(n_queries))
+    excluded = exclusions(job.corpus, job.queries, duplicates=job.config.exclude_duplicates)
     sources: dict[str, Source] = {}
-    for name, metric in zip(names, metrics(config), strict=False):
-        open_encoder = encoders[name]
-        if open_encoder is None:
-            sources[name] = _bm25_source(corpus, queries, k)
-        else:
-            sources[name] = _dense_source(
-                corpus, queries, embeddings, wanted, config, name, open_encoder(), metric, k, threads, report
-            )
+    for (name, open_encoder), metric in zip(encoders.items(), metrics(job.config), strict=True):
+        if missing:
+            sources[name] = _bm25(job) if open_encoder is None else _dense(job, name, open_encoder(), metric)
     for shard in missing:
-        start, stop = shard * SHARD_QUERIES, min((shard + 1) * SHARD_QUERIES, len(queries))
+        start, stop = shard * SHARD_QUERIES, min((shard + 1) * SHARD_QUERIES, n_queries)
         part = from_sequences([excluded.list(query) for query in range(start, stop)])
         rankings = {name: source(start, stop, part) for name, source in sources.items()}
         found = Negatives.from_padded(
             np.arange(start, stop), {name: (ranking.ids, ranking.scores) for name, ranking in rankings.items()}
         )
         shards.write(shard, found.table())
-        if report is not None:
-            report("mine", stop, len(queries))
-    done = Negatives.from_table(shards.table(), str(directory))
+        if job.report is not None:
+            job.report("mine", stop, n_queries)
+    done = Negatives.from_table(shards.table(), str(shards.directory))
     counts = {f"negatives {name}": len(ranked.docs) for name, ranked in done.lists.items()}
     per_query = np.diff(done.union()[0])
-    shards.finish({"queries": len(queries), "queries without negatives": int((per_query == 0).sum()), **counts})
+    shards.finish({"queries": n_queries, "queries without negatives": int((per_query == 0).sum()), **counts})
 
 
-def _bm25_source(corpus: Corpus, queries: GeneratedQueries, k: int) -> Source:
-    index = Bm25(corpus.texts())
-    return lambda start, stop, excluded: index.search(queries.texts[start:stop], k, exclude=excluded)
+def _bm25(job: _Job) -> Source:
+    index = Bm25(job.corpus.texts())
+    return lambda start, stop, excluded: index.search(job.queries.texts[start:stop], job.k, exclude=excluded)
 
 
-def _dense_source(
-    corpus: Corpus,
-    queries: GeneratedQueries,
-    embeddings: Path,
-    wanted: Manifest,
-    config: MineConfig,
-    name: str,
-    encoder: Encoder,
-    metric: str,
-    k: int,
-    threads: int,
-    report: Report | None,
-) -> Source:
-    embed = functools.partial(dense.embed, encoder, root=embeddings, batch_size=config.batch_size)
-    show = None if report is None else functools.partial(report, f"embed passages ({name})")
+def _dense(job: _Job, name: str, encoder: Encoder, metric: str) -> Source:
+    def show(what: str) -> Callable[[int, int], None] | None:
+        return None if job.report is None else functools.partial(job.report, f"embed {what} ({name})")
+
+    embed = functools.partial(dense.embed, encoder, root=job.embeddings, batch_size=job.config.batch_size)
     docs = embed(
-        corpus.texts, len(corpus), texts_fingerprint=corpus.fingerprint, kind="document", progress=show
+        job.corpus.texts,
+        len(job.corpus),
+        texts_fingerprint=job.corpus.fingerprint,
+        kind="document",
+        progress=show("passages"),
     )
-    show = None if report is None else functools.partial(report, f"embed queries ({name})")
     vectors = embed(
-        dense.text_rows(queries.texts),
-        len(queries),
-        texts_fingerprint=wanted.inputs["queries"],
+        dense.text_rows(job.queries.texts),
+        len(job.queries),
+        texts_fingerprint=job.wanted.inputs["queries"],
         kind="query",
-        progress=show,
+        progress=show("queries"),
     )
     return lambda start, stop, excluded: dense.search(
-        vectors[start:stop], docs, k, metric=metric, exclude=excluded, threads=threads
+        vectors[start:stop], docs, job.k, metric=metric, exclude=excluded, threads=job.threads
     )
 
 

@@ -1,4 +1,4 @@
-"""train: a student from margins (MarginMSE, GPL) or from queries and their passages (MultipleNegativesRanking, GenQ)."""
+"""train: a student from margins (MarginMSE, GPL) or from queries with their passages (in-batch negatives, GenQ)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import dataclasses
 import logging
 import shutil
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,10 +17,14 @@ from gplfast.mining.lists import same_text_groups
 from gplfast.models import student as students
 from gplfast.models.student import Examples
 from gplfast.store.atomic import write_json
-from gplfast.store.corpus import Corpus
-from gplfast.store.generated import GeneratedQueries
 from gplfast.store.manifest import Manifest, freshness
-from gplfast.store.margins import Margins
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gplfast.store.corpus import Corpus
+    from gplfast.store.generated import GeneratedQueries
+    from gplfast.store.margins import Margins
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +80,7 @@ def train(
 ) -> Path:
     """Train the student and write `directory/model`, a normal sentence-transformers model, with our manifest beside it.
 
-    A second call after a kill goes on from the newest whole checkpoint, with optimizer, schedule, sampler and random state.
+    A second call after a kill goes on from the newest whole checkpoint: optimizer, schedule, sampler, random state.
 
     Args:
         examples: Gives the training rows; called only when there is something to do.
@@ -107,7 +110,9 @@ def train(
     student = students.open_student(base, config)
     rows, done = prepare_labels(rows, student, config)
     # Rows were drawn to fill every step; some are missing only when a teacher's NaN were dropped.
-    n_steps = config.n_steps(len(rows.queries)) if rows.margins is None else max(1, len(rows.queries) // config.batch_size)
+    n_steps = (
+        config.n_steps(len(rows.queries)) if rows.margins is None else max(1, len(rows.queries) // config.batch_size)
+    )
     fit = students.fit(
         student,
         rows,
