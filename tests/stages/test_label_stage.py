@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+
+from gplfast.config import LabelConfig, TrainConfig
+from gplfast.errors import DataError, ModelError
+from gplfast.mining import scoring
+from gplfast.stages import label
+from gplfast.store.generated import GeneratedQueries
+from gplfast.store.manifest import Manifest
+from gplfast.store.negatives import Negatives
+
+
+class Teacher:
+    """Scores are a function of the two texts, and of nothing else."""
+
+    def __init__(self, nan_for=None, fail_after=None):
+        self.n_pairs, self.calls, self.nan_for, self.fail_after = 0, [], nan_for, fail_after
+
+    def cut(self, texts, max_tokens):
+        return [" ".join(text.split()[:max_tokens]) for text in texts]
+
+    def score(self, queries, docs, *, batch_size, activation, progress):
+        if self.fail_after is not None and len(self.calls) >= self.fail_after:
+            raise RuntimeError("the device is gone")
+        self.n_pairs += len(queries)
+        self.calls.append((tuple(queries), tuple(docs), activation))
+        progress(len(queries), len(queries))
+        values = [score(q, d) for q, d in zip(queries, docs, strict=True)]
+        return np.array([np.nan if d == self.nan_for else v for v, d in zip(values, docs, strict=True)], np.float32)
+
+
+def score(query, doc):
+    return float(sum(map(ord, query)) % 97 - sum(map(ord, doc)) % 89) / 7
+
+
+def setting(n_queries=10, n_passages=20, n_negatives=4, without=()):
+    queries = GeneratedQueries(tiny.texts(n_queries, seed=5), np.arange(n_queries, dtype=np.int64))
+    draw = np.random.default_rng(0)
+    ids = np.array(
+        [draw.permutation([p for p in range(n_passages) if p != q])[:n_negatives] for q in range(n_queries)], np.int64
+    )
+    ids[list(without)] = -1
+    negatives = Negatives.from_padded(np.arange(n_queries), {"a": (ids, np.zeros(ids.shape, np.float32))})
+    return tiny.corpus(n_passages), queries, negatives
+
+
+def run(folder, parts, teacher, seed=0, config=None, **train):
+    config = config or LabelConfig()
+    train_config = TrainConfig(**{"steps": 10, "batch_size": 4, **train})
+    inputs = {"corpus": parts[0].fingerprint, "queries": "q", "negatives": "n"}
+    wanted = label.manifest(inputs, "teacher", config, train_config, seed)
+    return label.label(
+        *parts,
+        folder / "label",
+        wanted,
+        config=config,
+        train=train_config,
+        open_teacher=lambda: teacher,
+        scores=folder / "scores",
+        seed=seed,
+    )
+
+
+def test_the_label_is_the_margin_of_raw_logits(tmp_path):
+    corpus, queries, negatives = parts = setting()
+    teacher = Teacher()
+    margins = run(tmp_path, parts, teacher)
+    assert len(margins) == 40
+    for query, positive, negative, margin in zip(
+        margins.queries, margins.positives, margins.negatives, margins.margins, strict=True
+    ):
+        assert positive == queries.passages[query]
+        assert negative in negatives.lists["a"][query]
+        expected = score(queries.texts[query], corpus.text(positive)) - score(queries.texts[query], corpus.text(negative))
+        assert margin == pytest.approx(expected, abs=1e-5)
+    assert teacher.calls[0][2] == "identity"
+    assert np.abs(margins.margins).max() > 1
+
+
+def test_no_sigmoid_unless_asked_for(tmp_path):
+    """A cross-encoder whose configuration names no activation gets Sigmoid in sentence-transformers: GPL's margins then
+    lay in [-1, 1]."""
+    teacher = Teacher()
+    run(tmp_path, setting(), teacher, config=LabelConfig(activation="sigmoid"))
+    assert teacher.calls[0][2] == "sigmoid"
+    raw = Teacher()
+    run(tmp_path, setting(), raw)
+    assert raw.n_pairs > 0  # scores of another activation are not taken for logits
+
+
+def test_each_pair_is_scored_once(tmp_path):
+    """GPL scored 8.96 million pairs of which half were different."""
+    teacher = Teacher()
+    run(tmp_path, setting(), teacher, steps=100)
+    assert teacher.n_pairs == 10 * (1 + 4)
+    run(tmp_path, setting(), teacher, steps=200)
+    assert teacher.n_pairs == 50
+
+
+def test_fewer_queries_than_a_batch_are_fine(tmp_path):
+    """GPL stopped with StopIteration (issue 4)."""
+    margins = run(tmp_path, setting(n_queries=2), Teacher(), steps=5, batch_size=32)
+    assert len(margins) == 160
+    assert np.bincount(margins.queries).tolist() == [80, 80]
+
+
+def test_queries_without_negatives_are_skipped_and_counted(tmp_path):
+    margins = run(tmp_path, setting(without=(1, 4)), Teacher())
+    assert not {1, 4} & set(margins.queries.tolist())
+    assert Manifest.read(tmp_path / "label").counts["queries skipped, no negatives"] == 2
+    with pytest.raises(DataError, match="10 queries and none has a negative; the corpus has 20 passages"):
+        run(tmp_path / "none", setting(without=range(10)), Teacher())
+
+
+def test_a_teacher_that_gives_nan_is_an_error_or_dropped(tmp_path):
+    parts = setting()
+    bad = parts[0].text(3)
+    with pytest.raises(ModelError, match=r'the teacher gave nan for query .* leave them out: nan = "drop"'):
+        run(tmp_path, parts, Teacher(nan_for=bad))
+    margins = run(tmp_path, parts, Teacher(nan_for=bad), config=LabelConfig(nan="drop"), steps=40)
+    assert not {3} & {*margins.positives.tolist(), *margins.negatives.tolist()}
+    counts = Manifest.read(tmp_path / "label").counts
+    assert counts["rows"] == len(margins) < counts["rows drawn"] == 160
+    assert counts["rows"] + counts["rows dropped for NaN"] == 160
+    assert np.isfinite(margins.margins).all()
+
+
+def test_a_killed_run_goes_on_with_the_same_calls_and_bytes(tmp_path, monkeypatch):
+    """What a call of the teacher holds decides how it rounds, so it must not depend on where a run was killed. GPL held
+    all rows in memory and wrote them at the end."""
+    monkeypatch.setattr(scoring, "CALL_PAIRS", 6)
+    monkeypatch.setattr(label, "SHARD_ROWS", 16)
+    parts = setting()
+    whole = Teacher()
+    run(tmp_path / "a", parts, whole)
+    assert len(whole.calls) > 4
+    resumed = []
+    for n_calls in range(len(whole.calls)):
+        teacher = Teacher(fail_after=1)
+        with pytest.raises(RuntimeError, match="gone"):
+            run(tmp_path / "b", parts, teacher)
+        resumed += teacher.calls
+        assert resumed == whole.calls[: n_calls + 1]
+        if n_calls == len(whole.calls) - 2:
+            break
+    run(tmp_path / "b", parts, teacher := Teacher())
+    assert resumed + teacher.calls == whole.calls
+    names = sorted(path.name for path in (tmp_path / "a" / "label").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "b" / "label").iterdir())
+    for name in names:
+        assert (tmp_path / "a" / "label" / name).read_bytes() == (tmp_path / "b" / "label" / name).read_bytes()
+
+
+def test_rows_follow_from_the_seed(tmp_path):
+    parts = setting()
+    same = [run(tmp_path / str(i), parts, Teacher(), seed=seed).table() for i, seed in enumerate((0, 0, 1))]
+    assert same[0].equals(same[1])
+    assert not same[0].equals(same[2])
