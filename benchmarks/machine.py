@@ -14,7 +14,11 @@ PACKAGES = ("gplfast", "numpy", "onnxruntime", "torch", "sentence-transformers",
 def describe() -> dict[str, object]:
     """CPU model, usable cores, Python, package versions, commit and whether the tree differs from it."""
     cpu = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     versions = {}
@@ -24,7 +28,12 @@ def describe() -> dict[str, object]:
         except importlib.metadata.PackageNotFoundError:
             continue
     root = Path(__file__).parent.parent
-    git = lambda *args: subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=False).stdout.strip()  # noqa: E731
+
+    def git(*args: str) -> str:
+        """What git says."""
+        command = ["git", *args]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+
     return {
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)),

@@ -15,8 +15,9 @@ CARD = """# The demo collection
 
 Source: MedQuAD (Ben Abacha and Demner-Fushman, BMC Bioinformatics 2019), the part from the US National Institute of
 Neurological Disorders and Stroke. Licence: CC BY 4.0. Changes: the question-answer pairs were converted to BEIR's
-files (document = answer with the page's focus as title; query = the pair's question). The nano models have seen none of it.
-Made by `benchmarks/make_demo.py`.
+files
+(document = answer with the page's focus as title; query = the pair's question). The nano models have seen none
+of it. Made by `benchmarks/make_demo.py`.
 """
 
 
@@ -32,7 +33,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "gplfast/presets/demo")
     args = parser.parse_args()
     corpus, queries = rows(args.medquad / "corpus.jsonl"), rows(args.medquad / "queries.jsonl")
-    judged = [line.split("\t") for line in (args.medquad / "qrels/train.tsv").read_text(encoding="utf-8").splitlines()[1:]]
+    judged = [
+        line.split("\t") for line in (args.medquad / "qrels/train.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    ]
     kept = [(q, d) for q, d, score in judged if d.startswith(SOURCE) and int(score) > 0]
     (args.out / "qrels").mkdir(parents=True, exist_ok=True)
     docs = sorted({d for _, d in kept})
@@ -40,7 +43,10 @@ def main() -> None:
     def write(name: str, lines: list[str]) -> None:
         (args.out / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
-    write("corpus.jsonl", [json.dumps({k: corpus[d][k] for k in ("_id", "title", "text")}, ensure_ascii=False) for d in docs])
+    write(
+        "corpus.jsonl",
+        [json.dumps({k: corpus[d][k] for k in ("_id", "title", "text")}, ensure_ascii=False) for d in docs],
+    )
     write("queries.jsonl", [json.dumps({"_id": q, "text": queries[q]["text"]}, ensure_ascii=False) for q, _ in kept])
     write("qrels/test.tsv", ["query-id\tcorpus-id\tscore", *(f"{q}\t{d}\t1" for q, d in kept)])
     write("README.md", CARD.format(docs=len(docs), queries=len(kept)).splitlines())

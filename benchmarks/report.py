@@ -1,4 +1,4 @@
-"""Write README's tables from benchmarks/results/*.json, between the markers `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
+"""Write README's tables from results/*.json, between the markers `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -32,8 +34,8 @@ def adapt(result: dict[str, Any]) -> str:
         f"Mean over {len(result['collections'])} collections: zero-shot {total['mean']['zero-shot']:.3f}, "
         f"GenQ {total['mean']['genq']:.3f}, GPL {total['mean']['gpl']:.3f}, BM25 + teacher "
         f"{total['mean']['bm25+teacher']:.3f}: GPL gains {100 * total['gpl_gain']:.1f} points and closes "
-        f"{100 * total['gap_closed']:.0f} % of the gap. Made on {result['machine']['cores']} cores of {result['machine']['cpu']}"
-        f" at commit {result['machine']['commit'][:10]}.",
+        f"{100 * total['gap_closed']:.0f} % of the gap. "
+        f"Made on {result['machine']['cores']} cores of {result['machine']['cpu']} at commit {result['machine']['commit'][:10]}.",
     ]
     return "\n".join(lines)
 
@@ -48,7 +50,9 @@ def rendered(readme: str) -> str:
         if path.is_file():
             body = render(json.loads(path.read_text(encoding="utf-8")))
             block = f"<!-- {name}:begin -->\n{body}\n<!-- {name}:end -->"
-            readme = re.sub(f"<!-- {name}:begin -->.*?<!-- {name}:end -->", lambda _, b=block: b, readme, flags=re.S)
+            readme = re.sub(
+                f"<!-- {name}:begin -->.*?<!-- {name}:end -->", lambda _, b=block: b, readme, flags=re.DOTALL
+            )
     return readme
 
 

@@ -9,12 +9,15 @@ import tempfile
 from pathlib import Path
 
 import torch
+import vocabulary
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, T5ForConditionalGeneration
 
 from gplfast.models.bundle import pack
 
 PRESET = Path(__file__).parent.parent.parent / "gplfast" / "presets" / "nano"
 LIMIT_BYTES = 48 * 1000 * 1000
+TEACHER_PIECES = 26_500
+"""The teacher keeps the pieces up to this id of BERT's vocabulary, which is sorted by frequency."""
 
 
 def generator(trained: Path, target: Path) -> None:
@@ -30,8 +33,11 @@ def teacher(trained: Path, target: Path) -> None:
     config = AutoConfig.from_pretrained(trained / "latest")
     model = AutoModelForSequenceClassification.from_config(config)
     model.load_state_dict(torch.load(trained / "checkpoint.pt", weights_only=False)["model"])
+    tokenizer, kept = vocabulary.drop_pieces(trained / "latest", TEACHER_PIECES)
+    model.set_input_embeddings(torch.nn.Embedding.from_pretrained(model.get_input_embeddings().weight[kept]))
+    model.config.vocab_size = len(kept)
     model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(trained / "latest").save_pretrained(target)
+    tokenizer.save_pretrained(target)
 
 
 def student(trained: Path, target: Path) -> None:

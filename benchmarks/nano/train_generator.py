@@ -15,12 +15,11 @@ import re
 import time
 from pathlib import Path
 
+import corpora
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
-
-import corpora
 import vocabulary
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 log = logging.getLogger("generator")
 WORD = re.compile(r"\w+")
@@ -39,9 +38,19 @@ def build(data: Path, out: Path) -> None:
         tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="[UNK]", model_max_length=512
     )
     config = T5Config(
-        vocab_size=len(source_ids), d_model=256, d_kv=64, num_heads=4, d_ff=1024, num_layers=4,
-        num_decoder_layers=2, feed_forward_proj="relu", dropout_rate=0.0, decoder_start_token_id=0,
-        pad_token_id=0, eos_token_id=1, tie_word_embeddings=True,
+        vocab_size=len(source_ids),
+        d_model=256,
+        d_kv=64,
+        num_heads=4,
+        d_ff=1024,
+        num_layers=4,
+        num_decoder_layers=2,
+        feed_forward_proj="relu",
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+        tie_word_embeddings=True,
     )
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(config)
@@ -202,7 +211,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if not (args.out / "data.pt").exists():
         build(args.data, args.out)
-    train(args.out, total=args.steps, batch=args.batch, lr=args.lr, copy_until=args.copy_until, save_every=args.save_every)
+    train(
+        args.out, total=args.steps, batch=args.batch, lr=args.lr, copy_until=args.copy_until, save_every=args.save_every
+    )
 
 
 if __name__ == "__main__":

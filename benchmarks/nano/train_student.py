@@ -12,15 +12,14 @@ import logging
 import time
 from pathlib import Path
 
+import corpora
 import numpy as np
 import torch
+import vocabulary
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Normalize, Pooling, Transformer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-import corpora
-import vocabulary
 
 log = logging.getLogger("student")
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -33,7 +32,9 @@ def texts(data: Path) -> tuple[list[str], list[tuple[str, int]]]:
         own = corpora.passages(data, name)
         row = {p.id: len(passages) + i for i, p in enumerate(own)}
         passages += [f"{p.title} {p.text}".strip() for p in own]
-        for split in {"squad_v1.1": ["train"], "pubmedqa": ["train", "test"], "perspectrum": ["train", "dev", "test"]}[name]:
+        for split in {"squad_v1.1": ["train"], "pubmedqa": ["train", "test"], "perspectrum": ["train", "dev", "test"]}[
+            name
+        ]:
             pairs += [(q.text, row[p]) for q in corpora.questions(data, name, split) for p in q.positives[:2]]
     return passages, pairs
 
@@ -46,24 +47,35 @@ def initial(data: Path, out: Path, layers: list[int], max_tokens: int) -> None:
     core, source_ids = vocabulary.prune(passages + [q for q, _ in pairs], min_count=12, specials=SPECIALS)
     core.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]", model_max_length=512,
+        tokenizer_object=core,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=512,
     )
     weights = load_file(vocabulary.minilm_dir() / "model.safetensors")
-    config = BertConfig.from_pretrained(vocabulary.minilm_dir(), num_hidden_layers=len(layers), vocab_size=len(source_ids))
+    config = BertConfig.from_pretrained(
+        vocabulary.minilm_dir(), num_hidden_layers=len(layers), vocab_size=len(source_ids)
+    )
     model = BertModel(config, add_pooling_layer=False)
     state = {k: v for k, v in weights.items() if k.startswith("embeddings.") and "position_ids" not in k}
     state["embeddings.word_embeddings.weight"] = state["embeddings.word_embeddings.weight"][source_ids]
     for new, old in enumerate(layers):
         prefix = f"encoder.layer.{old}."
-        state |= {f"encoder.layer.{new}." + k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        state |= {
+            f"encoder.layer.{new}." + k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)
+        }
     missing, unexpected = model.load_state_dict(state, strict=False)
     if unexpected or [m for m in missing if "position_ids" not in m]:
         raise ValueError(f"student: weights do not fit: missing {missing}, unexpected {unexpected}")
     model.save_pretrained(out / "backbone")
     tokenizer.save_pretrained(out / "backbone")
     transformer = Transformer(str(out / "backbone"), max_seq_length=max_tokens)
-    SentenceTransformer(modules=[transformer, Pooling(config.hidden_size, pooling_mode="mean"), Normalize()]).save_pretrained(str(out / "init"))
+    SentenceTransformer(
+        modules=[transformer, Pooling(config.hidden_size, pooling_mode="mean"), Normalize()]
+    ).save_pretrained(str(out / "init"))
 
 
 def train(data: Path, out: Path, *, total: int, batch: int, lr: float, distill: float) -> None:
@@ -78,8 +90,12 @@ def train(data: Path, out: Path, *, total: int, batch: int, lr: float, distill: 
         teacher.max_seq_length = 128
         used = sorted({row for _, row in chosen})
         with torch.autocast("cpu", torch.bfloat16):
-            docs = torch.nn.functional.normalize(teacher.encode([passages[i] for i in used], convert_to_tensor=True).float(), dim=1)
-            queries = torch.nn.functional.normalize(teacher.encode([q for q, _ in chosen], convert_to_tensor=True).float(), dim=1)
+            docs = torch.nn.functional.normalize(
+                teacher.encode([passages[i] for i in used], convert_to_tensor=True).float(), dim=1
+            )
+            queries = torch.nn.functional.normalize(
+                teacher.encode([q for q, _ in chosen], convert_to_tensor=True).float(), dim=1
+            )
         torch.save((used, docs, queries), cache)
         log.info("%d passages and %d questions encoded by MiniLM", len(used), len(chosen))
     used, docs, queries = torch.load(cache, weights_only=False)
@@ -92,6 +108,7 @@ def train(data: Path, out: Path, *, total: int, batch: int, lr: float, distill: 
             group["lr"] = lr * min(1.0, (step + 1) / 50) * max(0.02, 1 - step / total)
         part = slice(step * batch, (step + 1) * batch)
         rows = [row for _, row in chosen[part]]
+
         def embed(xs: list[str]) -> torch.Tensor:
             features = model.preprocess(xs) if hasattr(model, "preprocess") else model.tokenize(xs)
             return model(features)["sentence_embedding"].float()

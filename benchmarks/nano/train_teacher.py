@@ -15,13 +15,12 @@ import time
 from pathlib import Path
 
 import bm25s
+import corpora
 import numpy as np
 import torch
+import vocabulary
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-import corpora
-import vocabulary
 
 log = logging.getLogger("teacher")
 POOL = 50
@@ -32,7 +31,11 @@ def query_sets(data: Path, seed: int) -> list[tuple[str, list[corpora.Passage], 
     """(name, passages, queries) per corpus: labelled questions, claims, and sentences without their own passage."""
     rng = np.random.default_rng(seed)
     sets = []
-    for name, n_questions, n_sentences in (("squad_v1.1", 16000, 6000), ("pubmedqa", 1000, 3000), ("perspectrum", 907, 0)):
+    for name, n_questions, n_sentences in (
+        ("squad_v1.1", 16000, 6000),
+        ("pubmedqa", 1000, 3000),
+        ("perspectrum", 907, 0),
+    ):
         passages = corpora.passages(data, name)
         splits = {"squad_v1.1": ["train"], "pubmedqa": ["train", "test"], "perspectrum": ["train", "dev", "test"]}[name]
         labelled = [q for s in splits for q in corpora.questions(data, name, s)]
@@ -62,7 +65,9 @@ def build(data: Path, out: Path, seed: int) -> None:
     for name, passages, queries in query_sets(data, seed):
         texts = [f"{p.title} {p.text}".strip() for p in passages]
         with torch.autocast("cpu", torch.bfloat16):
-            docs = torch.nn.functional.normalize(encoder.encode(texts, batch_size=64, convert_to_tensor=True).float(), dim=1).numpy()
+            docs = torch.nn.functional.normalize(
+                encoder.encode(texts, batch_size=64, convert_to_tensor=True).float(), dim=1
+            ).numpy()
             asked = torch.nn.functional.normalize(
                 encoder.encode([q.text for q in queries], batch_size=128, convert_to_tensor=True).float(), dim=1
             ).numpy()
@@ -84,7 +89,13 @@ def build(data: Path, out: Path, seed: int) -> None:
             labelled = np.isin(pool, positives)
             target = target + LABEL_BONUS * labelled
             groups.append((name, query.text, pool.astype(np.int32), target.astype(np.float32), labelled))
-    torch.save({"groups": groups, "texts": {n: [f"{p.title} {p.text}".strip() for p in ps] for n, ps, _ in query_sets(data, seed)}}, out / "data.pt")
+    torch.save(
+        {
+            "groups": groups,
+            "texts": {n: [f"{p.title} {p.text}".strip() for p in ps] for n, ps, _ in query_sets(data, seed)},
+        },
+        out / "data.pt",
+    )
 
 
 def _best_weight(index: bm25s.BM25, token: str) -> float:
@@ -122,8 +133,12 @@ class Batches:
             targets.append(target[chosen])
         limit = int(rng.choice([96, 112, 144, 192], p=[0.3, 0.3, 0.25, 0.15]))
         encoded = self.tokenizer(
-            [q for q, _ in pairs], [d for _, d in pairs], truncation="only_second", max_length=limit,
-            padding=True, return_tensors="pt",
+            [q for q, _ in pairs],
+            [d for _, d in pairs],
+            truncation="only_second",
+            max_length=limit,
+            padding=True,
+            return_tensors="pt",
         )
         return dict(encoded), torch.from_numpy(np.stack(targets))
 
@@ -134,8 +149,12 @@ def train(out: Path, *, total: int, lr: float, queries: int, docs: int, layers: 
     tokenizer.model_max_length = 512
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(
-        vocabulary.minilm_dir(), num_labels=1, num_hidden_layers=layers, dtype=torch.float32,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        vocabulary.minilm_dir(),
+        num_labels=1,
+        num_hidden_layers=layers,
+        dtype=torch.float32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     solver = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     batches = Batches(out, tokenizer, queries=queries, docs=docs, seed=1)
@@ -157,7 +176,9 @@ def train(out: Path, *, total: int, lr: float, queries: int, docs: int, layers: 
             logits = model(**inputs).logits
         scores = logits.float().view(target.shape)
         margins = (scores - scores.mean(1, keepdim=True)) - (target - target.mean(1, keepdim=True))
-        divergence = torch.nn.functional.kl_div(scores.log_softmax(1), target.log_softmax(1), log_target=True, reduction="batchmean")
+        divergence = torch.nn.functional.kl_div(
+            scores.log_softmax(1), target.log_softmax(1), log_target=True, reduction="batchmean"
+        )
         loss = margins.square().mean() + 0.1 * (scores - target).square().mean() + divergence
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -168,9 +189,19 @@ def train(out: Path, *, total: int, lr: float, queries: int, docs: int, layers: 
         if step % 50 == 0:
             margin, kl = np.mean(losses[-50:], axis=0)
             rate = (step - first) * target.numel() / (time.monotonic() - started)
-            log.info("step %d margin %.3f (of %.3f) kl %.3f, %.0f pairs/s", step, margin, float((target - target.mean(1, keepdim=True)).square().mean()), kl, rate)
+            log.info(
+                "step %d margin %.3f (of %.3f) kl %.3f, %.0f pairs/s",
+                step,
+                margin,
+                float((target - target.mean(1, keepdim=True)).square().mean()),
+                kl,
+                rate,
+            )
         if step % save_every == 0 or step == total:
-            torch.save({"model": model.state_dict(), "solver": solver.state_dict(), "step": step}, checkpoint.with_suffix(".tmp"))
+            torch.save(
+                {"model": model.state_dict(), "solver": solver.state_dict(), "step": step},
+                checkpoint.with_suffix(".tmp"),
+            )
             checkpoint.with_suffix(".tmp").replace(checkpoint)
             model.save_pretrained(out / "latest")
             tokenizer.save_pretrained(out / "latest")
@@ -197,7 +228,15 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if not (args.out / "data.pt").exists():
         build(args.data, args.out, seed=3)
-    train(args.out, total=args.steps, lr=args.lr, queries=args.queries, docs=args.docs, layers=args.layers, save_every=args.save_every)
+    train(
+        args.out,
+        total=args.steps,
+        lr=args.lr,
+        queries=args.queries,
+        docs=args.docs,
+        layers=args.layers,
+        save_every=args.save_every,
+    )
 
 
 if __name__ == "__main__":

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 GENERAL_IDS = 12_000
 """BERT's ids are sorted by frequency from about 2,000 on: the first 12,000 are the everyday words."""
+
+ALPHABETS = ((0x0, 0x250), (0x370, 0x400), (0x2000, 0x2300))
+"""Latin, Greek, punctuation and symbols, as ranges of code points."""
 
 
 def minilm_dir() -> Path:
@@ -49,6 +56,47 @@ def prune(texts: Iterable[str], *, min_count: int, specials: list[str]) -> tuple
     tokenizer = Tokenizer.from_str(json.dumps(definition))
     tokenizer.add_special_tokens(specials)
     return tokenizer, [vocabulary.get(p, -1) for p in pieces]
+
+
+def drop_pieces(checkpoint: Path, first_ids: int) -> tuple[PreTrainedTokenizerFast, list[int]]:
+    """A BERT tokenizer without the unused, foreign and rarest pieces, and the ids of those that stay, in order.
+
+    Pieces of one character stay whatever their id: every word can still be spelled.
+    """
+    old = PreTrainedTokenizerFast.from_pretrained(checkpoint)
+    definition = json.loads(old.backend_tokenizer.to_str())
+    vocabulary = sorted(definition["model"]["vocab"].items(), key=lambda item: item[1])
+    kept = [
+        (piece, i)
+        for piece, i in vocabulary
+        if not piece.startswith("[unused")
+        and all(any(low <= ord(c) < high for low, high in ALPHABETS) for c in piece)
+        and (i < first_ids or len(piece.removeprefix("##")) == 1)
+    ]
+    new_ids = {piece: i for i, (piece, _) in enumerate(kept)}
+    definition["model"]["vocab"] = new_ids
+    for token in definition["added_tokens"]:
+        token["id"] = new_ids[token["content"]]
+    special = definition["post_processor"].get("special_tokens", {})
+    for name, entry in special.items():
+        entry["ids"] = [new_ids[name]]
+    if not special:
+        for key in ("sep", "cls"):
+            definition["post_processor"][key] = [
+                definition["post_processor"][key][0],
+                new_ids[definition["post_processor"][key][0]],
+            ]
+    definition["truncation"] = definition["padding"] = None
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(definition)),
+        model_max_length=512,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+    return tokenizer, [i for _, i in kept]
 
 
 def minilm_embeddings() -> torch.Tensor:
