@@ -17,6 +17,11 @@ RESULTS = Path(__file__).parent / "results"
 SYSTEMS = {"bm25": "BM25", "zero-shot": "zero-shot", "genq": "GenQ", "gpl": "**GPL**", "bm25+teacher": "BM25 + teacher"}
 
 
+def made_on(place: dict[str, Any]) -> str:
+    """One sentence about the machine and the commit of a result."""
+    return f"Made on {place['cores']} cores of {place['cpu']} at commit {place['commit'][:10]}."
+
+
 def adapt(result: dict[str, Any]) -> str:
     """One row a collection and system: nDCG@10, Recall@100, p against zero-shot."""
     lines = ["| collection | system | nDCG@10 | Recall@100 | p against zero-shot |", "|---|---|---|---|---|"]
@@ -34,8 +39,7 @@ def adapt(result: dict[str, Any]) -> str:
         f"Mean over {len(result['collections'])} collections: zero-shot {total['mean']['zero-shot']:.3f}, "
         f"GenQ {total['mean']['genq']:.3f}, GPL {total['mean']['gpl']:.3f}, BM25 + teacher "
         f"{total['mean']['bm25+teacher']:.3f}: GPL gains {100 * total['gpl_gain']:.1f} points and closes "
-        f"{100 * total['gap_closed']:.0f} % of the gap. "
-        f"Made on {result['machine']['cores']} cores of {result['machine']['cpu']} at commit {result['machine']['commit'][:10]}.",
+        f"{100 * total['gap_closed']:.0f} % of the gap. {made_on(result['machine'])}",
     ]
     return "\n".join(lines)
 
