@@ -233,6 +233,7 @@ def _run(arguments: argparse.Namespace) -> None:
             for item in pipeline.plan(evaluate=arguments.evaluate):
                 print(f"{'fresh' if item.fresh else 'stale'}  {item.step}{'' if item.fresh else ': ' + item.reason}")
             return
+        pipeline.check(evaluate=arguments.evaluate)
         with pipeline.work:
             adapted = pipeline.run(evaluate=arguments.evaluate)
     for path in adapted.models.values():
@@ -284,7 +285,8 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from gplfast.pipeline import Pipeline, export_gpl
+    from gplfast.pipeline import Pipeline
+    from gplfast.steps import export_gpl
 
     pipeline = Pipeline(arguments.corpus, arguments.work, settings.load_config(), alone=True)
     for path in export_gpl(pipeline, arguments.output):

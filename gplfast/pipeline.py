@@ -168,10 +168,21 @@ class Pipeline(Artifacts):
                 planned.append(Planned(f"evaluate {name}", *self.system(name).freshness(self.judged, self.config)))
         return planned
 
+    def check(self, *, evaluate: bool = False) -> None:
+        """Read the corpus and find every model: what is missing for the last step should show before hours of work.
+
+        Raises:
+            GplfastError: One of its children; the message says what is missing.
+        """
+        _ = self.corpus
+        if evaluate:
+            _ = self.judged
+        for step in self.steps():
+            self.wanted(step)
+
     def run(self, *, evaluate: bool = False) -> Adapted:
         """Every step that is not fresh, in order."""
-        if evaluate:
-            _ = self.judged  # what is missing for the last step should show before hours of work
+        self.check(evaluate=evaluate)
         models: dict[str, Path] = {}
         for step in self.steps():
             path = self.step(step)
@@ -298,6 +309,7 @@ def adapt(
     """
     settings = as_config(config, preset)
     pipeline = Pipeline(corpus, work, settings, judgements=judgements, report=report)
+    pipeline.check(evaluate=evaluate)  # before the work directory is made
     with pipeline.work:
         return pipeline.run(evaluate=evaluate)
 
@@ -323,32 +335,3 @@ def demo(work: str | Path, *, threads: int = 0, report: Report | None = None) ->
     corpus = Path(__file__).resolve().parent / "presets" / "demo"
     config = load_config(preset="nano", overrides={**DEMO, "loss": "both", "threads": threads})
     return adapt(corpus, work=work, config=config, evaluate=True, report=report)
-
-
-def export_gpl(pipeline: Pipeline, folder: str | Path) -> list[Path]:
-    """Write queries, qrels, hard negatives and training data as GPL's own files; what is not made yet is left out.
-
-    Returns:
-        The files that were written.
-    """
-    from gplfast.interop import gpl
-    from gplfast.mining.lists import single
-    from gplfast.store.negatives import RankedLists
-
-    root, corpus, generated = Path(folder), pipeline.corpus, pipeline.queries()
-    queries = generated.as_queries()
-    written = [root / gpl.QUERIES_FILE, root / gpl.QRELS_FILE]
-    gpl.write_queries(written[0], queries)
-    qrels = {name: {corpus.ids[row]: 1} for name, row in zip(queries.ids, generated.passages.tolist(), strict=True)}
-    gpl.write_qrels(written[1], qrels)
-    if (pipeline.directory("mine") / "manifest.json").is_file():
-        positives = RankedLists(*single(generated.passages))
-        written.append(root / gpl.HARD_NEGATIVES_FILE)
-        found = gpl.HardNegatives(pipeline.negatives(), positives)
-        gpl.write_hard_negatives(written[-1], found, corpus, queries)
-    if (pipeline.directory("label") / "manifest.json").is_file():
-        margins = pipeline.margins()
-        written.append(root / gpl.TRAINING_DATA_FILE)
-        data = gpl.TrainingData(margins.queries, margins.positives, margins.negatives, margins.margins)
-        gpl.write_training_data(written[-1], data, corpus, queries)
-    return written

@@ -25,6 +25,7 @@ ORDER = [
     ("ask", "interop", "report"),  # [4]
     ("artifacts",),
     ("pipeline",),
+    ("steps",),
     ("cli",),  # [5]
     ("__main__",),
 ]

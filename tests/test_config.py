@@ -27,7 +27,12 @@ def test_paper_preset_has_the_numbers_of_gpl():
     assert (config.mine.metrics, config.mine.negatives_per_query) == (("cosine",), 50)
     assert (config.label.model, config.label.activation) == ("cross-encoder/ms-marco-MiniLM-L-6-v2", "identity")
     train = config.train
-    assert (train.base, train.steps, train.batch_size, train.similarity) == ("distilbert-base-uncased", 140_000, 32, "dot")
+    assert (train.base, train.steps, train.batch_size, train.similarity) == (
+        "distilbert-base-uncased",
+        140_000,
+        32,
+        "dot",
+    )
     assert (train.learning_rate, train.weight_decay, train.warmup_steps, train.max_grad_norm) == (2e-5, 0.01, 1000, 1.0)
     assert train.max_seq_length == config.label.max_seq_length == 350
     assert (config.genq.batch_size, config.genq.warmup_steps, config.genq.warmup_share) == (24, 0, 0.1)
@@ -73,7 +78,10 @@ def test_yaml_and_toml_are_the_same(tmp_path):
         ("[train]\nsimilarity = 'cos_sim'", r"similarity is 'cos_sim' but must be one of dot, cosine"),
         ("[train]\nrescale_range = [1, 2]", r"rescale_range is \(1.0, 2.0\) but must be two numbers"),
         ("[mine]\nretrievers = []", r"\[mine\] retrievers is empty"),
-        ("[mine]\nretrievers = ['a', 'b']\nmetrics = ['dot', 'dot', 'dot']", r"metrics has 3 entries but retrievers has 2"),
+        (
+            "[mine]\nretrievers = ['a', 'b']\nmetrics = ['dot', 'dot', 'dot']",
+            r"metrics has 3 entries but retrievers has 2",
+        ),
         ("[mine]\nretrievers = ['a', 'a']", r"retrievers names one twice: a, a"),
         ("train = 3", r"bad.toml: train is 3 but must be a table of settings"),
         ("preset = 'huge'", r"preset is 'huge' but must be one of nano, paper"),
@@ -99,7 +107,9 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_a_student_given_for_gpl_is_genqs_too():
-    config = load_config(overrides={"train": {"base": "a", "similarity": "dot", "steps": 5}, "genq": {"similarity": "cosine"}})
+    config = load_config(
+        overrides={"train": {"base": "a", "similarity": "dot", "steps": 5}, "genq": {"similarity": "cosine"}}
+    )
     assert (config.genq.base, config.genq.similarity) == ("a", "cosine")
     assert config.genq.steps != 5
 

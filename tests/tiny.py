@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - the dataclass names it
 
 import numpy as np
 from models.conftest import WORDS, build_encoder, build_t5
@@ -43,7 +43,7 @@ class World:
             "threads": 1,
         }
         for section, values in overrides.items():
-            base[section] = {**base[section], **values} if isinstance(values, dict) else values
+            base[section] = {**base.get(section, {}), **values} if isinstance(values, dict) else values
         return base
 
     def flags(self) -> list[str]:
@@ -52,7 +52,16 @@ class World:
             *("--generator", str(self.generator), "--teacher", str(self.teacher), "--student", str(self.student)),
             *("--retrievers", str(self.student), "bm25", "--mine-negatives-per-query", "5", "--threads", "1"),
             *("--generate-queries-per-passage", "2", "--generate-max-new-tokens", "8", "--generate-window", "head"),
-            *("--train-steps", "4", "--train-batch-size", "4", "--train-precision", "fp32", "--label-max-seq-length", "32"),
+            *(
+                "--train-steps",
+                "4",
+                "--train-batch-size",
+                "4",
+                "--train-precision",
+                "fp32",
+                "--label-max-seq-length",
+                "32",
+            ),
         ]
 
 

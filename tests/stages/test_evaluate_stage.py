@@ -76,8 +76,17 @@ def test_an_evaluation_is_kept_with_its_ranking_and_queries(tmp_path):
     first = evaluate.evaluate(found, tmp_path, wanted, config, retrieve)
     again = evaluate.evaluate(found, tmp_path, wanted, config, retrieve)
     assert len(calls) == 1
-    assert first.means == again.means == pytest.approx({"nDCG@10": (1 + 1 / math.log2(3)) / 2, "MRR@10": 0.75, "Recall@100": 1, "MAP": 0.75})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "metrics.json", "queries.parquet", "run.parquet"]
+    assert (
+        first.means
+        == again.means
+        == pytest.approx({"nDCG@10": (1 + 1 / math.log2(3)) / 2, "MRR@10": 0.75, "Recall@100": 1, "MAP": 0.75})
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "manifest.json",
+        "metrics.json",
+        "queries.parquet",
+        "run.parquet",
+    ]
     other = evaluate.manifest(found.fingerprint, "bi-encoder", {"student": "g"}, config)
     assert freshness(tmp_path, other).reason == "models.student changed"
 

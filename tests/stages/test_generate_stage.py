@@ -68,7 +68,9 @@ def test_a_limit_takes_a_sample_of_passages_by_the_seed(tmp_path):
     assert len(first) == 18
     assert np.array_equal(first.passages, again.passages)
     assert not np.array_equal(first.passages, other.passages)
-    assert generate.plan(30, GenerateConfig(queries_per_passage=3, max_queries=90), 0).passages.tolist() == list(range(30))
+    assert generate.plan(30, GenerateConfig(queries_per_passage=3, max_queries=90), 0).passages.tolist() == list(
+        range(30)
+    )
     assert len(generate.plan(30, GenerateConfig(queries_per_passage=3, max_queries=1), 0).passages) == 1
 
 
@@ -82,7 +84,9 @@ def test_temperature_does_not_drop_top_p(tmp_path):
 
 def test_a_document_without_a_title_is_no_problem(tmp_path):
     """GPL crashed on a corpus line without "title", and put a space before the text when it was empty."""
-    (tmp_path / "corpus.jsonl").write_text('{"_id": "a", "text": "only text"}\n{"_id": "b", "title": "T", "text": "x"}\n')
+    (tmp_path / "corpus.jsonl").write_text(
+        '{"_id": "a", "text": "only text"}\n{"_id": "b", "title": "T", "text": "x"}\n'
+    )
     generator = FakeGenerator()
     run(load_corpus(tmp_path), tmp_path / "out", generator, queries_per_passage=1)
     assert [text for text, _ in generator.calls[0]] == ["only text", "T x"]
@@ -125,7 +129,9 @@ def test_other_settings_make_the_queries_stale(tmp_path):
 def test_every_sample_of_a_random_window_is_an_item_of_its_own(tmp_path):
     corpus = load_corpus(["One sentence here. " * 20, "Another one. " * 30])
     generator = FakeGenerator()
-    queries, _ = run(corpus, tmp_path, generator, queries_per_passage=3, window="random", passage_tokens=20, prefix="p ")
+    queries, _ = run(
+        corpus, tmp_path, generator, queries_per_passage=3, window="random", passage_tokens=20, prefix="p "
+    )
     (call,) = generator.calls
     assert [item for _, item in call] == [0, 1, 2, 3, 4, 5]
     assert queries.passages.tolist() == [0, 0, 0, 1, 1, 1]

@@ -74,7 +74,9 @@ def test_the_label_is_the_margin_of_raw_logits(tmp_path):
     ):
         assert positive == queries.passages[query]
         assert negative in negatives.lists["a"][query]
-        expected = score(queries.texts[query], corpus.text(positive)) - score(queries.texts[query], corpus.text(negative))
+        expected = score(queries.texts[query], corpus.text(positive)) - score(
+            queries.texts[query], corpus.text(negative)
+        )
         assert margin == pytest.approx(expected, abs=1e-5)
     assert teacher.calls[0][2] == "identity"
     assert np.abs(margins.margins).max() > 1

@@ -15,7 +15,9 @@ def run(folder, corpus, queries, encoders, **options):
     config = MineConfig(retrievers=tuple(encoders), **options)
     fingerprints = {name: "bm25" if encoder is None else encoder.fingerprint for name, encoder in encoders.items()}
     wanted = mine.manifest({"corpus": corpus.fingerprint, "queries": "queries"}, fingerprints, config)
-    openers = {name: None if encoder is None else (lambda encoder=encoder: encoder) for name, encoder in encoders.items()}
+    openers = {
+        name: None if encoder is None else (lambda encoder=encoder: encoder) for name, encoder in encoders.items()
+    }
     return mine.mine(
         corpus, queries, folder / "mine", wanted, config, encoders=openers, embeddings=folder / "embeddings", threads=1
     )

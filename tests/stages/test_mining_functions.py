@@ -131,7 +131,9 @@ def test_rescaling_to_a_range_is_gpls():
 def test_labels_that_do_not_fit_the_student_are_told():
     student = {"min": -0.2, "max": 0.3, "mean_abs": 0.1}
     raw = {"min": -3.0, "max": 11.0, "mean_abs": 6.0}
-    assert "labels reach 11 but the margin of two cosines is at most 2" in str(rescale.misfit(raw, student, bounded=True))
+    assert "labels reach 11 but the margin of two cosines is at most 2" in str(
+        rescale.misfit(raw, student, bounded=True)
+    )
     assert "60 times apart" in str(rescale.misfit(raw, student, bounded=False))
     assert rescale.misfit({"min": -0.6, "max": 0.6, "mean_abs": 0.2}, student, bounded=True) is None
     assert rescale.misfit(raw, {"min": -9.0, "max": 9.0, "mean_abs": 4.0}, bounded=False) is None
@@ -151,7 +153,9 @@ class CountingTeacher:
 
 def scorer(tmp_path, teacher, **options):
     store = ScoreStore(tmp_path / "scores", "teacher")
-    return PairScorer(store, lambda: teacher, max_tokens=options.pop("max_tokens", 50), activation="identity", **options)
+    return PairScorer(
+        store, lambda: teacher, max_tokens=options.pop("max_tokens", 50), activation="identity", **options
+    )
 
 
 def test_a_pair_is_scored_once_in_its_life(tmp_path):
@@ -177,7 +181,9 @@ def test_reranking_orders_the_head_and_keeps_the_tail_below(tmp_path):
     ids = np.array([[0, 1, 2, 3], [3, -1, -1, -1], [-1, -1, -1, -1]])
     first = Ranking(np.where(ids >= 0, 1.0, -np.inf).astype(np.float32), ids)
     texts = ["aaaa", "aa", "aaa", "a"]
-    found = rerank(first, ["q1", "q2", "q3"], lambda rows: [texts[row] for row in rows], scorer(tmp_path, CountingTeacher()), 3)
+    found = rerank(
+        first, ["q1", "q2", "q3"], lambda rows: [texts[row] for row in rows], scorer(tmp_path, CountingTeacher()), 3
+    )
     assert found.ids.tolist() == [[1, 2, 0, 3], [3, -1, -1, -1], [-1, -1, -1, -1]]
     assert found.scores[0].tolist() == [0, -1, -2, -3]
     assert np.isneginf(found.scores[2]).all()

@@ -45,9 +45,9 @@ def examples(n=24, scale=5.0):
     )
 
 
-def run(folder, world, rows, config=CONFIG, loss=train.MARGIN_MSE, seed=0):
-    wanted = train.manifest({"margins": "m"}, fingerprint(world.student), config, loss, seed)
-    path = train.train(lambda: rows, world.student, folder, wanted, config, seed=seed, threads=1)
+def run(folder, world, rows, config=CONFIG, loss=train.MARGIN_MSE):
+    wanted = train.manifest({"margins": "m"}, fingerprint(world.student), config, loss, 0)
+    path = train.train(lambda: rows, world.student, folder, wanted, config, seed=0, threads=1)
     return path, json.loads((folder / "training.json").read_text())
 
 
@@ -65,7 +65,10 @@ def test_margin_mse_is_what_it_says_for_dot_and_for_cosine(world, similarity):
     students.prepare(0, 1)
     student = students.open_student(world.student, dataclasses.replace(CONFIG, similarity=similarity)).eval()
     loss = students._loss(student, dataclasses.replace(CONFIG, similarity=similarity), rows)
-    columns = [[rows.query_text(i) for i in rows.queries], *([rows.passage_text(i) for i in r] for r in (rows.positives, rows.negatives))]
+    columns = [
+        [rows.query_text(i) for i in rows.queries],
+        *([rows.passage_text(i) for i in r] for r in (rows.positives, rows.negatives)),
+    ]
     with torch.no_grad():
         value = float(loss([student.preprocess(texts) for texts in columns], torch.tensor(rows.margins)))
     assert value == pytest.approx(loss_by_hand(student, rows, similarity, rows.margins), rel=1e-4)
@@ -123,7 +126,14 @@ def test_a_run_that_stopped_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_pa
     steps = []
     wanted = train.manifest({"margins": "m"}, fingerprint(world.student), CONFIG, train.MARGIN_MSE, 0)
     resumed = train.train(
-        examples, world.student, tmp_path / "b", wanted, CONFIG, seed=0, threads=1, report=lambda _, n, __: steps.append(n)
+        examples,
+        world.student,
+        tmp_path / "b",
+        wanted,
+        CONFIG,
+        seed=0,
+        threads=1,
+        report=lambda _, n, __: steps.append(n),
     )
     assert steps == [5, 6]
     assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
@@ -159,8 +169,7 @@ def test_labels_off_the_students_scale_are_warned_about(world, caplog):
 
 
 def test_rescaled_labels_are_not_reused_with_another_range(tmp_path, world):
-    """GPL reused gpl-training-data.rescaled.tsv whatever range had made it. Here nothing is stored: each range is another
-    model."""
+    """GPL reused gpl-training-data.rescaled.tsv whatever range had made it; here each range is another model."""
     keys = set()
     for low, high in ((-1.0, 1.0), (-0.5, 0.5)):
         config = dataclasses.replace(CONFIG, rescale_range=(low, high))
