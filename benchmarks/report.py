@@ -1,4 +1,5 @@
-"""Write README's tables from results/*.json, between the markers `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
+"""Write the tables of README and of the model card from results/*.json, between `<!-- NAME:begin -->`
+and `<!-- NAME:end -->`."""
 
 from __future__ import annotations
 
@@ -44,33 +45,62 @@ def adapt(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"adapt": adapt}
+def nano(result: dict[str, Any]) -> str:
+    """The bars of the bundled models: the generator's queries under BM25, reranking, zero-shot."""
+    made = result["generator"]
+    lines = ["| collection | queries | BM25 | BM25 + teacher | p | student, zero-shot |", "|---|---|---|---|---|---|"]
+    for name, row in result["collections"].items():
+        means = row["nDCG@10"]
+        pair = [row["p_values"].get(key) for key in ("bm25+teacher vs bm25", "bm25 vs bm25+teacher")]
+        p = next(value for value in pair if value is not None)
+        lines.append(
+            f"| {name} | {row['queries']} | {means['bm25']:.3f} | {means['bm25+teacher']:.3f} | "
+            f"{'<0.0001' if p < 1e-4 else f'{p:.4f}'} | {means['zero-shot']:.3f} |"
+        )
+    found = ", ".join(f"{100 * share:.1f} % among {name}" for name, share in made["found_in_top_10"].items())
+    return "\n".join(
+        [
+            f"Generator: {made['queries']} queries for SQuAD test passages; BM25 finds a query's passage in its top 10 for "
+            f"{found}; {100 * made['empty_or_duplicate']:.1f} % empty or duplicate.",
+            "",
+            "nDCG@10 (SQuAD's test queries are a sample; the teacher reranks BM25's top 50):",
+            "",
+            *lines,
+            "",
+            f"{result['megabytes']:.1f} MB in all. {made_on(result['machine'])}",
+        ]
+    )
 
 
-def rendered(readme: str) -> str:
-    """README with each table replaced by what its result says now."""
-    for name, render in TABLES.items():
-        path = RESULTS / f"{name}.json"
-        if path.is_file():
-            body = render(json.loads(path.read_text(encoding="utf-8")))
-            block = f"<!-- {name}:begin -->\n{body}\n<!-- {name}:end -->"
-            readme = re.sub(
-                f"<!-- {name}:begin -->.*?<!-- {name}:end -->", lambda _, b=block: b, readme, flags=re.DOTALL
-            )
-    return readme
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "adapt": ("README.md", adapt),
+    "nano": ("gplfast/presets/nano/README.md", nano),
+}
+
+
+def rendered(text: str, name: str) -> str:
+    """The text with the table `name` replaced by what its result says now."""
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        return text
+    body = TABLES[name][1](json.loads(path.read_text(encoding="utf-8")))
+    block = f"<!-- {name}:begin -->\n{body}\n<!-- {name}:end -->"
+    return re.sub(f"<!-- {name}:begin -->.*?<!-- {name}:end -->", lambda _: block, text, flags=re.DOTALL)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where README is not up to date")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a table is not up to date")
     args = parser.parse_args()
-    path = ROOT / "README.md"
-    before = path.read_text(encoding="utf-8")
-    after = rendered(before)
-    if args.check and before != after:
-        sys.exit("README.md is not what benchmarks/results say; run: python benchmarks/report.py")
-    path.write_text(after, encoding="utf-8")
+    for name, (file, _) in TABLES.items():
+        path = ROOT / file
+        before = path.read_text(encoding="utf-8")
+        after = rendered(before, name)
+        if args.check and before != after:
+            sys.exit(f"{file} is not what benchmarks/results say; run: python benchmarks/report.py")
+        if before != after:
+            path.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":
