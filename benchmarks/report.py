@@ -60,8 +60,8 @@ def nano(result: dict[str, Any]) -> str:
     found = ", ".join(f"{100 * share:.1f} % among {name}" for name, share in made["found_in_top_10"].items())
     return "\n".join(
         [
-            f"Generator: {made['queries']} queries for SQuAD test passages; BM25 finds a query's passage in its top 10 for "
-            f"{found}; {100 * made['empty_or_duplicate']:.1f} % empty or duplicate.",
+            f"Generator: {made['queries']} queries for SQuAD test passages; BM25 finds a query's passage in its top 10 "
+            f"for {found}; {100 * made['empty_or_duplicate']:.1f} % empty or duplicate.",
             "",
             "nDCG@10 (SQuAD's test queries are a sample; the teacher reranks BM25's top 50):",
             "",
