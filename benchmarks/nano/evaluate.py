@@ -10,7 +10,6 @@ import argparse
 import json
 import logging
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ def reranking(data: Path, name: str, work: Path, n_queries: int) -> dict[str, An
     folder = sampled(data, name, work, n_queries)
     systems = ("bm25", "bm25+teacher", "zero-shot")
     config = load_config(preset="nano", overrides={"evaluate": {"systems": systems}})
-    pipeline = Pipeline(folder, work / f"work-{name}", config)
+    pipeline = Pipeline(folder, work / name, config)  # what adapt.py measured in this folder is not measured again
     with pipeline.work:
         report = pipeline.evaluate()
     return {
@@ -93,7 +92,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "gplfast-nano")
+    parser.add_argument("--work", type=Path, required=True, help="work directories; may be those of adapt.py")
     parser.add_argument("--queries", type=int, default=500, help="SQuAD test queries in the sample")
     parser.add_argument("--passages", type=int, default=500, help="SQuAD test passages to generate for")
     parser.add_argument("--out", type=Path, default=RESULT)
