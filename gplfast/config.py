@@ -48,12 +48,8 @@ class GenerateConfig:
     """Queries from passages with a T5 generator (nucleus sampling, as GPL)."""
 
     model: str = _setting("nano:generator", "query generator: a directory, a hub name or nano:generator", output=False)
-    queries_per_passage: int = _setting(
-        AUTO, "queries per passage (0: 250000 / passages when 3 x passages < 250000, else 3)", low=0
-    )
-    max_queries: int = _setting(
-        0, "take a random sample of passages so that at most this many are drawn (0: all)", low=0
-    )
+    queries_per_passage: int = _setting(AUTO, "queries per passage (0: 250000 / passages, at least 3)", low=0)
+    max_queries: int = _setting(0, "use a random sample of the passages, to draw at most this many (0: all)", low=0)
     top_k: int = _setting(25, "sample among the k likeliest tokens (0: all)", low=0)
     top_p: float = _setting(0.95, "sample among the likeliest tokens that hold this share", low=1e-6, high=1.0)
     temperature: float = _setting(1.0, "divide the logits by this", low=1e-6)
@@ -71,9 +67,7 @@ class MineConfig:
     retrievers: tuple[str, ...] = _setting(
         ("nano:student", "bm25"), "bi-encoders (directory, hub name, nano:student) and/or bm25"
     )
-    metrics: tuple[str, ...] = _setting(
-        ("cosine",), "similarity, one for all retrievers or one each", choices=("cosine", "dot")
-    )
+    metrics: tuple[str, ...] = _setting(("cosine",), "similarity, one for all or one each", choices=("cosine", "dot"))
     negatives_per_query: int = _setting(50, "negatives per query and retriever", low=1)
     exclude_duplicates: bool = _setting(True, "also exclude passages with the same text as the positive")
     batch_size: int = _setting(64, "texts per batch of the encoder", low=1, output=False)
@@ -85,9 +79,7 @@ class LabelConfig:
 
     model: str = _setting("nano:teacher", "cross-encoder: a directory, a hub name or nano:teacher", output=False)
     max_seq_length: int = _setting(350, "query and passage are each cut to this many teacher tokens", low=1)
-    activation: str = _setting(
-        "identity", "on the teacher's output; identity: raw logits", choices=("identity", "sigmoid")
-    )
+    activation: str = _setting("identity", "of the teacher; identity: raw logits", choices=("identity", "sigmoid"))
     nan: str = _setting("error", "when the teacher gives NaN: stop, or drop these rows", choices=("error", "drop"))
     batch_size: int = _setting(32, "pairs per batch", low=1, output=False)
 
@@ -107,9 +99,7 @@ class TrainConfig:
     learning_rate: float = _setting(2e-5, "peak learning rate of AdamW", low=0.0)
     weight_decay: float = _setting(0.01, "weight decay of AdamW", low=0.0)
     warmup_steps: int = _setting(1000, "linear warm-up, in steps (0: by warmup_share)", low=0)
-    warmup_share: float = _setting(
-        0.1, "linear warm-up as a share of the steps, when warmup_steps is 0", low=0.0, high=1.0
-    )
+    warmup_share: float = _setting(0.1, "warm-up as a share of the steps, if warmup_steps is 0", low=0.0, high=1.0)
     max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm", low=0.0)
     rescale: str = _setting(
         "auto",
@@ -122,9 +112,7 @@ class TrainConfig:
     label_clip: float = _setting(0.6, "largest |margin| after automatic rescaling, in cosine units", low=1e-6)
     scale: float = _setting(20.0, "similarity multiplier of MultipleNegativesRanking (1 for dot)", low=1e-6)
     checkpoint_steps: int = _setting(10_000, "save a checkpoint to go on from every so many steps", low=1, output=False)
-    precision: str = _setting(
-        "auto", "auto: bf16 autocast where the device computes in it, else fp32", choices=("auto", "fp32", "bf16")
-    )
+    precision: str = _setting("auto", "auto: bf16 where the device computes in it", choices=("auto", "fp32", "bf16"))
 
     def n_steps(self, n_queries: int) -> int:
         """Optimizer steps for this many queries: `steps`, or enough for `visits_per_query`, at most `max_steps`."""
@@ -229,7 +217,7 @@ _NANO: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {"nano": _NANO, "paper": _PAPER}
 
 # What `gplfast demo` changes of the preset nano, to end within six minutes on two cores.
-DEMO: dict[str, Any] = {"generate": {"max_queries": 3_000}, "train": {"max_steps": 300}, "genq": {"max_steps": 125}}
+DEMO: dict[str, Any] = {"generate": {"max_queries": 1_500}, "train": {"max_steps": 150}, "genq": {"max_steps": 60}}
 
 
 def load_config(

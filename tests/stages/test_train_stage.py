@@ -139,6 +139,24 @@ def test_a_run_that_stopped_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_pa
     assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("steps", [6, 5])
+def test_a_run_killed_after_the_last_step_does_not_train_further(tmp_path, world, monkeypatch, steps):
+    config = dataclasses.replace(CONFIG, steps=steps)
+    rows = examples(4 * steps)
+    whole, _ = run(tmp_path / "a", world, rows, config)
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(students, "save", full)
+        with pytest.raises(OSError, match="no space left"):
+            run(tmp_path / "b", world, rows, config)
+    assert (tmp_path / "b" / "checkpoints" / f"checkpoint-{steps}").is_dir()
+    resumed, _ = run(tmp_path / "b", world, rows, config)
+    assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
+
+
 def test_checkpoints_of_other_settings_are_not_gone_on_from(tmp_path, world):
     for name, mark in (("checkpoint-2", '{"key": "k"}'), ("checkpoint-4", '{"key": "other"}'), ("checkpoint-10", None)):
         (tmp_path / name).mkdir()
