@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import typing
 from collections.abc import Mapping
@@ -33,18 +34,41 @@ def _setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+class _Checked:
+    """Base of the settings: a value of the wrong type or out of range never gets into one, however it is made."""
+
+    def __post_init__(self) -> None:
+        """Check every value against its field; lists become tuples.
+
+        Raises:
+            ConfigError: Wrong type, not among the choices, or out of range.
+        """
+        kinds = field_types(type(self))
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, where = getattr(self, item.name), f"{type(self).__name__}: {item.name}"
+            if item.metadata:
+                object.__setattr__(self, item.name, coerce(item, kinds[item.name], value, where))
+            elif not isinstance(value, kinds[item.name]):
+                raise ConfigError(f"{where} is {value!r} but must be {kinds[item.name].__name__}(...)")
+
+
 @dataclasses.dataclass(frozen=True)
-class InputConfig:
+class InputConfig(_Checked):
     """How the corpus is read."""
 
-    split_words: int = _setting(0, "split passages longer than this many words on load (0: never)", low=0)
+    split_words: int = _setting(
+        0,
+        "split passages longer than this many words on load (0: never); an English word is about 1.3 tokens, in "
+        "technical text 1.6, so 150 to 190 words fill a window of 256 tokens",
+        low=0,
+    )
     id_column: str = _setting("_id", "column of the ids (CSV, Parquet, JSON lines)", output=False)
     title_column: str = _setting("title", "column of the titles", output=False)
     text_column: str = _setting("text", "column of the texts", output=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(_Checked):
     """Queries from passages with a T5 generator (nucleus sampling, as GPL)."""
 
     model: str = _setting("nano:generator", "query generator: a directory, a hub name or nano:generator", output=False)
@@ -61,7 +85,7 @@ class GenerateConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MineConfig:
+class MineConfig(_Checked):
     """Hard negatives: the best passages of several retrievers, positives excluded."""
 
     retrievers: tuple[str, ...] = _setting(
@@ -74,7 +98,7 @@ class MineConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelConfig:
+class LabelConfig(_Checked):
     """Margins of a cross-encoder teacher, one positive and one negative per visit."""
 
     model: str = _setting("nano:teacher", "cross-encoder: a directory, a hub name or nano:teacher", output=False)
@@ -85,7 +109,7 @@ class LabelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Checked):
     """The student, trained with MarginMSE (GPL) or MultipleNegativesRanking (GenQ)."""
 
     base: str = _setting("nano:student", "the student before training: directory, hub name, nano:student", output=False)
@@ -127,7 +151,7 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(_Checked):
     """Retrieval quality on the judged queries of the collection."""
 
     split: str = _setting("test", "which qrels/<split>.tsv")
@@ -140,15 +164,18 @@ class EvaluateConfig:
     top_k: int = _setting(100, "passages retrieved per query", low=10)
     drop_same_id: bool = _setting(True, "drop the passage whose id is the query's id, as BEIR does")
     rerank_top: int = _setting(50, "passages of BM25 that the teacher reranks", low=1)
+    allow_unknown: bool = _setting(
+        False, "leave out judgements of unknown queries and passages, with a warning, instead of stopping", output=False
+    )
     test: str = _setting("t-test", "paired significance test on nDCG@10", choices=("t-test", "permutation"))
     batch_size: int = _setting(64, "texts per batch of the encoder", low=1, output=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class RunConfig(_Checked):
     """Everything a run depends on besides the corpus and the models' weights."""
 
-    preset: str = _setting("nano", "the settings to start from", choices=("nano", "paper"))
+    preset: str = _setting("", "the settings it started from; empty: none", choices=("", "nano", "paper"), output=False)
     seed: int = _setting(0, "seed of every random draw", low=0, high=2**63 - 1)
     threads: int = _setting(0, "CPU threads (0: all cores)", low=0, output=False)
     loss: str = _setting(
@@ -190,7 +217,7 @@ _PAPER: dict[str, Any] = {
     },
 }
 
-# The offline default: small bundled models, minutes on two cores. Tuned with benchmarks/adapt.py; change numbers here.
+# The offline default: small bundled models. The numbers were chosen so that a run takes minutes on two cores.
 _NANO_STUDENT: dict[str, Any] = {
     "base": "nano:student",
     "similarity": "cosine",
@@ -203,15 +230,16 @@ _NANO: dict[str, Any] = {
     "generate": {
         "model": "nano:generator",
         "queries_per_passage": 3,
-        "max_queries": 9_000,
+        "max_queries": 4_800,
         "window": "random",
+        "temperature": 0.5,
         "passage_tokens": 96,
         "max_new_tokens": 32,
     },
     "mine": {"retrievers": ("nano:student", "bm25"), "metrics": ("cosine",), "negatives_per_query": 30},
     "label": {"model": "nano:teacher", "max_seq_length": 192},
-    "train": {**_NANO_STUDENT, "visits_per_query": 3.0, "max_steps": 800, "learning_rate": 1e-4},
-    "genq": {**_NANO_STUDENT, "visits_per_query": 1.0, "max_steps": 400, "batch_size": 24, "learning_rate": 5e-5},
+    "train": {**_NANO_STUDENT, "visits_per_query": 2.0, "max_steps": 300, "learning_rate": 1e-4},
+    "genq": {**_NANO_STUDENT, "visits_per_query": 1.0, "max_steps": 200, "batch_size": 24, "learning_rate": 5e-5},
 }
 
 PRESETS: dict[str, dict[str, Any]] = {"nano": _NANO, "paper": _PAPER}
@@ -280,6 +308,7 @@ def output_settings(section: Any) -> dict[str, Any]:
     return values
 
 
+@functools.cache
 def field_types(section: type[Any]) -> dict[str, Any]:
     """The resolved type of each setting of a dataclass of this module."""
     return typing.get_type_hints(section)
