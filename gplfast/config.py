@@ -104,6 +104,7 @@ class LabelConfig(_Checked):
     model: str = _setting("nano:teacher", "cross-encoder: a directory, a hub name or nano:teacher", output=False)
     max_seq_length: int = _setting(350, "query and passage are each cut to this many teacher tokens", low=1)
     activation: str = _setting("identity", "of the teacher; identity: raw logits", choices=("identity", "sigmoid"))
+    keep_share: float = _setting(1.0, "use this share of the queries, by their passage's score", low=0.001, high=1.0)
     nan: str = _setting("error", "when the teacher gives NaN: stop, or drop these rows", choices=("error", "drop"))
     batch_size: int = _setting(32, "pairs per batch", low=1, output=False)
 

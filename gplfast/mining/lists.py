@@ -47,6 +47,13 @@ def single(rows: Int64) -> Lists:
     return Lists(np.arange(len(rows) + 1, dtype=np.int64), rows)
 
 
+def only(lists: Lists, kept: Int64) -> Lists:
+    """The same lists, those that are not kept emptied."""
+    lengths = np.zeros(len(lists.indptr) - 1, np.int64)
+    lengths[kept] = lists.lengths[kept]
+    return Lists(_indptr(lengths), lists.rows[np.repeat(lengths == lists.lengths, lists.lengths)])
+
+
 def same_text_groups(texts: Sequence[str]) -> Int64:
     """For each text the row of the first that is equal to it, int64 (n_texts,): equal texts share their group."""
     first: dict[bytes, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from gplfast.config import LabelConfig, TrainConfig, output_settings
 from gplfast.errors import DataError, ModelError
-from gplfast.mining.lists import Lists, single
+from gplfast.mining.lists import Lists, only, single
 from gplfast.mining.sampling import Visits, visited, visits
 from gplfast.mining.scoring import PairScorer, Progress, Teacher, teacher_identity
 from gplfast.store.manifest import Manifest, freshness
@@ -77,7 +78,8 @@ def label(
     """Draw the visits of the training, score their pairs and write the margins, shard by shard.
 
     Each query is visited once per epoch, with one positive and one negative drawn uniformly from the union of all
-    retrievers. Queries without a negative are skipped and counted. Fewer queries than a batch are fine: epochs go on.
+    retrievers. Queries without a negative are skipped and counted; so are those that `keep_share` leaves out, the ones
+    whose own passage the teacher scores lowest. Fewer queries than a batch are fine: epochs go on.
 
     Args:
         corpus: The passages.
@@ -100,15 +102,13 @@ def label(
         ModelError: The teacher gave NaN or infinity.
     """
     if not freshness(directory, wanted).fresh:
-        positives = single(queries.passages)
-        pool = Lists(*negatives.union())
-        n_visited = len(visited(positives, pool))
-        if not n_visited:
+        positives, pool = single(queries.passages), Lists(*negatives.union())
+        eligible = visited(positives, pool)
+        if not len(eligible):
             raise DataError(
                 f"cannot label: {len(queries)} queries and none has a negative; the corpus has {len(corpus)} passages, "
                 "give more, or look at the counts of generate and mine"
             )
-        n_rows = train.n_steps(n_visited) * train.batch_size
         scorer = PairScorer(
             ScoreStore(scores, teacher_identity(wanted.models["teacher"], config.activation)),
             open_teacher,
@@ -117,9 +117,14 @@ def label(
             keep_nan=config.nan == "drop",
             batch_size=config.batch_size,
         )
-        draw = functools.partial(visits, positives, pool, seed=seed)
         score = functools.partial(_score, scorer, corpus, queries)
-        counts = {"rows drawn": n_rows, "queries skipped, no negatives": len(queries) - n_visited}
+        kept = _best_queries(eligible, queries, score, config.keep_share, report)
+        counts = {
+            "rows drawn": train.n_steps(len(kept)) * train.batch_size,
+            "queries skipped, no negatives": len(queries) - len(eligible),
+            "queries dropped by score": len(eligible) - len(kept),
+        }
+        draw = functools.partial(visits, only(positives, kept), pool, seed=seed)
         _run(ShardSet(directory, wanted), draw, score, counts, report)
     return load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
 
@@ -150,6 +155,23 @@ def _score(
     passage_rows, passage_of = np.unique(pairs.passages, return_inverse=True)
     texts = [queries.texts[row] for row in query_rows], corpus.texts(passage_rows)
     return scorer.score(*texts, query_of.astype(np.int64), passage_of.astype(np.int64), progress)
+
+
+def _best_queries(
+    eligible: npt.NDArray[np.int64],
+    queries: GeneratedQueries,
+    score: Callable[[Pairs, Progress], npt.NDArray[np.float32]],
+    share: float,
+    report: Report | None,
+) -> npt.NDArray[np.int64]:
+    """The share of the queries whose own passage the teacher scores best, ascending: a generator's nonsense goes."""
+    if share >= 1.0:
+        return eligible
+    rows = np.arange(len(eligible))
+    pairs = Pairs(eligible, queries.passages[eligible], rows, rows)
+    scores = score(pairs, lambda done, total: None if report is None else report("score queries", done, total))
+    order = np.lexsort((eligible, -np.nan_to_num(scores, nan=-np.inf)))
+    return np.sort(eligible[order[: max(1, math.ceil(share * len(eligible)))]])
 
 
 def _run(

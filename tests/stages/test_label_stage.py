@@ -130,30 +130,54 @@ def test_a_teacher_that_gives_nan_is_an_error_or_dropped(tmp_path):
     assert np.isfinite(margins.margins).all()
 
 
-def test_a_killed_run_goes_on_with_the_same_calls_and_bytes(tmp_path, monkeypatch):
+def test_pairs_without_a_score_are_asked_once_and_still_an_error_unless_dropped(tmp_path):
+    parts = setting()
+    bad, drop = parts[0].text(3), LabelConfig(nan="drop")
+    first, second = Teacher(nan_for=bad), Teacher(nan_for=bad)
+    run(tmp_path, parts, first, config=drop, steps=100)
+    assert first.n_pairs == 50
+    run(tmp_path, parts, second, config=drop, steps=200)
+    assert second.n_pairs == 0
+    with pytest.raises(ModelError, match=r'the teacher gave nan for query .* leave them out: nan = "drop"'):
+        run(tmp_path, parts, Teacher(), steps=100)
+
+
+@pytest.mark.parametrize("nan", ["error", "drop"])
+def test_a_killed_run_goes_on_with_the_same_calls_and_bytes(tmp_path, monkeypatch, nan):
     """What a call of the teacher holds decides how it rounds, so it must not depend on where a run was killed. GPL held
     all rows in memory and wrote them at the end."""
     monkeypatch.setattr(scoring, "CALL_PAIRS", 6)
     monkeypatch.setattr(label, "SHARD_ROWS", 16)
-    parts = setting()
-    whole = Teacher()
-    run(tmp_path / "a", parts, whole)
+    parts, config = setting(), LabelConfig(nan=nan)
+    bad = parts[0].text(3) if nan == "drop" else None
+    whole = Teacher(bad)
+    run(tmp_path / "a", parts, whole, config=config)
     assert len(whole.calls) > 4
     resumed = []
     for n_calls in range(len(whole.calls)):
-        teacher = Teacher(fail_after=1)
+        teacher = Teacher(bad, fail_after=1)
         with pytest.raises(RuntimeError, match="gone"):
-            run(tmp_path / "b", parts, teacher)
+            run(tmp_path / "b", parts, teacher, config=config)
         resumed += teacher.calls
         assert resumed == whole.calls[: n_calls + 1]
         if n_calls == len(whole.calls) - 2:
             break
-    run(tmp_path / "b", parts, teacher := Teacher())
+    run(tmp_path / "b", parts, teacher := Teacher(bad), config=config)
     assert resumed + teacher.calls == whole.calls
     names = sorted(path.name for path in (tmp_path / "a" / "label").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "b" / "label").iterdir())
     for name in names:
         assert (tmp_path / "a" / "label" / name).read_bytes() == (tmp_path / "b" / "label" / name).read_bytes()
+
+
+def test_a_share_of_the_queries_is_kept_by_their_own_passages_score(tmp_path):
+    corpus, queries, _ = parts = setting(without=(2,))
+    margins = run(tmp_path, parts, Teacher(), config=LabelConfig(keep_share=0.3), steps=20)
+    own = [score(text, corpus.text(row)) for text, row in zip(queries.texts, queries.passages, strict=True)]
+    own[2] = -np.inf  # without negatives
+    assert sorted(set(margins.queries.tolist())) == sorted(np.argsort(own, kind="stable")[::-1][:3].tolist())
+    counts = Manifest.read(tmp_path / "label").counts
+    assert (counts["queries dropped by score"], counts["queries skipped, no negatives"]) == (6, 1)
 
 
 def test_rows_follow_from_the_seed(tmp_path):
