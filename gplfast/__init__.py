@@ -13,10 +13,25 @@ from gplfast import errors
 if TYPE_CHECKING:
     from gplfast.ops import Dedup, Hits, dedup, margins, search
     from gplfast.pipeline import adapt
+    from gplfast.steps import evaluate, generate, label, mine, train
 
     __version__: str
 
-__all__ = ["Dedup", "Hits", "__version__", "adapt", "dedup", "errors", "margins", "search"]
+__all__ = [
+    "Dedup",
+    "Hits",
+    "__version__",
+    "adapt",
+    "dedup",
+    "errors",
+    "evaluate",
+    "generate",
+    "label",
+    "margins",
+    "mine",
+    "search",
+    "train",
+]
 
 _HOME = {
     "Dedup": "gplfast.ops",
@@ -25,6 +40,11 @@ _HOME = {
     "margins": "gplfast.ops",
     "search": "gplfast.ops",
     "adapt": "gplfast.pipeline",
+    "evaluate": "gplfast.steps",
+    "generate": "gplfast.steps",
+    "label": "gplfast.steps",
+    "mine": "gplfast.steps",
+    "train": "gplfast.steps",
 }
 
 

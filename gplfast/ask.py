@@ -56,10 +56,17 @@ def ask(
         work: Work directory whose embeddings are used and kept; without it passages are embedded in memory each time.
         threads: CPU threads, 0 for all.
         report: Called with (what, done, all).
+
+    Raises:
+        ModelError: A model gives no vectors: a cross-encoder, a generator.
     """
+    from gplfast import preflight
     from gplfast.mining import dense
     from gplfast.models import BiEncoder
+    from gplfast.models.resolve import resolve
 
+    for name in models:
+        preflight.bi_encoder(resolve(name), "ask")
     passages = corpus if isinstance(corpus, Corpus) else load_corpus(corpus)
     answers = []
     for name in models:

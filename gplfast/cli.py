@@ -6,35 +6,22 @@ Results go to stdout, progress and warnings to stderr. An error is one line on s
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
+import os
 import sys
-import typing
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gplfast import config as settings
 from gplfast.errors import ConfigError, GplfastError
+from gplfast.flags import add_settings, flag_of, given_settings, read_settings
+from gplfast.progress import Bars
 
-if typing.TYPE_CHECKING:
+if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_STEP_SECTIONS = {
-    "run": settings.SECTIONS,
-    "generate": ("input", "generate"),
-    "mine": ("input", "mine"),
-    "label": ("input", "label", "train"),
-    "train": ("input", "train", "genq"),
-    "evaluate": ("input", "evaluate", "label", "train"),
-}
-# Flags that name a setting in fewer words.
-_ALIASES = {
-    "--generator": ("generate.model",),
-    "--retrievers": ("mine.retrievers",),
-    "--teacher": ("label.model",),
-    "--student": ("train.base",),
-    "--similarity": ("train.similarity",),
-}
+    from gplfast.pipeline import Pipeline
+
 _EPILOGS = {
     None: """examples:
   gplfast run --corpus my_documents/ --work W             adapt a retriever to a folder of .txt and .md files
@@ -76,6 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GplfastError as error:
         sys.stderr.write(f"gplfast: error: {' '.join(str(error).split())}\n")
         return 2
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`gplfast ask … | head`); Python must not flush into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        sys.stderr.write(f"gplfast: error: {where}{' '.join((error.strerror or str(error)).split())}\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("gplfast: interrupted; start it again to go on\n")
         return 130
@@ -113,11 +108,13 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument("--model", action="append", required=True, help="bi-encoder; give it twice to compare")
     ask.add_argument("-k", type=int, default=5, help="passages to show (default 5)")
     _add_corpus(ask, work_help="work directory whose embeddings are used and kept", work_required=False)
+    add_settings(ask, "ask")
     demo = add("demo", "Adapt the bundled models to a bundled collection and show the table.", _demo)
     demo.add_argument("--work", type=Path, default=Path("gplfast-demo"), help="work directory (default gplfast-demo)")
     demo.add_argument("--threads", type=int, default=0, help="CPU threads (0: all cores)")
-    export = add("export", "Write a work directory's queries, negatives and margins as GPL's own files.", _export)
+    export = add("export", "Write corpus, queries, negatives and margins of a work directory as GPL's files.", _export)
     _add_corpus(export, work_help="work directory")
+    add_settings(export, "export")
     export.add_argument("--output", type=Path, required=True, help="folder to write")
     add("info", "Show versions, instruction set, threads and accelerators.", _info)
     return top
@@ -136,7 +133,6 @@ def _add_pipeline_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         command = add(name, text, {"run": _run, "evaluate": _evaluate}.get(name, _step))
         _add_corpus(command, work_help="work directory: everything that is made, and where a killed run goes on")
         command.add_argument("--preset", choices=sorted(settings.PRESETS), help="settings to start from (default nano)")
-        command.add_argument("--config", type=Path, help="TOML or YAML file with settings over the preset")
         if name in ("run", "evaluate"):
             command.add_argument(
                 "--judgements", type=Path, help="BEIR folder with queries and qrels (default: the corpus)"
@@ -144,11 +140,13 @@ def _add_pipeline_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         if name == "run":
             command.add_argument("--evaluate", action="store_true", help="measure at the end; needs judged queries")
             command.add_argument(
-                "--dry-run", action="store_true", help="say what is fresh, what is stale and why; do nothing"
+                "--dry-run",
+                action="store_true",
+                help="say what is fresh, what is stale and why; reads the corpus and the models' files, makes nothing",
             )
         if name == "evaluate":
             command.add_argument("--model", action="append", default=[], help="another bi-encoder for the table")
-        _add_settings(command, name)
+        add_settings(command, name)
 
 
 def _add_corpus(command: argparse.ArgumentParser, *, work_help: str, work_required: bool = True) -> None:
@@ -158,76 +156,12 @@ def _add_corpus(command: argparse.ArgumentParser, *, work_help: str, work_requir
     command.add_argument("--work", type=Path, required=work_required, help=work_help)
 
 
-def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
-    general = command.add_argument_group("settings")
-    for item in dataclasses.fields(settings.RunConfig):
-        if item.metadata and item.name != "preset":
-            _add_flag(general, [f"--{item.name}"], f"{item.name}", item, settings.RunConfig)
-    taken = set(command._option_string_actions)
-    for section in _STEP_SECTIONS[name]:
-        kind = settings.field_types(settings.RunConfig)[section]
-        group = command.add_argument_group(f"settings of [{section}]")
-        for item in dataclasses.fields(kind):
-            long = item.name.replace("_", "-")
-            flags = [f"--{section}-{long}"]
-            # A command of one step has its settings without the step's name too.
-            if section == name and f"--{long}" not in taken:
-                flags.insert(0, f"--{long}")
-            flags += [
-                alias for alias, (target,) in _ALIASES.items() if target == f"{section}.{item.name}" and name == "run"
-            ]
-            _add_flag(group, flags, f"{section}.{item.name}", item, kind)
-
-
-def _add_flag(group: Any, flags: list[str], target: str, item: dataclasses.Field[Any], owner: type[Any]) -> None:
-    kind = settings.field_types(owner)[item.name]
-    options: dict[str, Any] = {"dest": f"set:{target}", "default": argparse.SUPPRESS}
-    options["help"] = item.metadata["help"].replace("%", "%%")
-    if kind is bool:
-        group.add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
-        return
-    element = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
-    if typing.get_origin(kind) is tuple:
-        options["nargs"] = "+"
-    choices = item.metadata["choices"]
-    options["metavar"] = "{" + ",".join(choices) + "}" if choices else element.__name__.upper()
-    group.add_argument(*flags, type=_number(element), **options)
-
-
-def _number(kind: type[Any]) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        try:
-            return kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not {'a whole number' if kind is int else 'a number'}"
-            ) from None
-
-    return parse
-
-
-def _config(arguments: argparse.Namespace) -> settings.RunConfig:
-    """The settings: preset, file, flags."""
-    overrides: dict[str, Any] = {}
-    given = {name.removeprefix("set:"): value for name, value in vars(arguments).items() if name.startswith("set:")}
-    for target, value in given.items():
-        section, _, name = target.rpartition(".")
-        kind = settings.field_types(settings.RunConfig)[section] if section else settings.RunConfig
-        item = next(field for field in dataclasses.fields(kind) if field.name == name)
-        flag = "--" + target.replace(".", "-").replace("_", "-")
-        checked = settings.coerce(item, settings.field_types(kind)[name], value, flag)
-        (overrides.setdefault(section, {}) if section else overrides)[name] = checked
-    if arguments.name == "train" and given.get("loss") in ("mnrl", "both"):
-        overrides["genq"] = {**overrides.get("train", {}), **overrides.get("genq", {})}
-    return settings.load_config(arguments.config, preset=arguments.preset, overrides=overrides)
-
-
 def _run(arguments: argparse.Namespace) -> None:
     from gplfast.pipeline import Pipeline
     from gplfast.report import table
 
-    config = _config(arguments)
-    with _Bars(arguments) as bars:
+    config = read_settings(arguments)
+    with Bars(quiet=arguments.quiet) as bars:
         pipeline = Pipeline(arguments.corpus, arguments.work, config, judgements=arguments.judgements, report=bars)
         if arguments.dry_run:
             for item in pipeline.plan(evaluate=arguments.evaluate):
@@ -245,9 +179,10 @@ def _run(arguments: argparse.Namespace) -> None:
 def _step(arguments: argparse.Namespace) -> None:
     from gplfast.pipeline import Pipeline
 
-    with _Bars(arguments) as bars:
-        pipeline = Pipeline(arguments.corpus, arguments.work, _config(arguments), report=bars, alone=True)
+    with Bars(quiet=arguments.quiet) as bars:
+        pipeline = Pipeline(arguments.corpus, arguments.work, read_settings(arguments), report=bars, alone=True)
         steps = [step for step in pipeline.steps() if step.split()[0] == arguments.name] or [arguments.name]
+        pipeline.check(steps)  # before the work directory is made
         with pipeline.work:
             for step in steps:
                 pipeline.step(step)
@@ -258,25 +193,35 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from gplfast.pipeline import Pipeline
     from gplfast.report import table
 
-    with _Bars(arguments) as bars:
-        pipeline = Pipeline(
-            arguments.corpus,
-            arguments.work,
-            _config(arguments),
-            judgements=arguments.judgements,
-            report=bars,
-            alone=True,
-        )
+    config, judgements = read_settings(arguments), arguments.judgements
+    with Bars(quiet=arguments.quiet) as bars:
+        pipeline = Pipeline(arguments.corpus, arguments.work, config, judgements=judgements, report=bars, alone=True)
+        _refuse_another_student(pipeline, arguments)
+        pipeline.check([], evaluate=True, extra=arguments.model)
         with pipeline.work:
             report = pipeline.evaluate({name: name for name in arguments.model})
     print(table(report))
+
+
+def _refuse_another_student(pipeline: Pipeline, arguments: argparse.Namespace) -> None:
+    """Zero-shot is what the student was trained from; a flag that says otherwise would be ignored."""
+    made = pipeline.origin()
+    if made is None:
+        return
+    for name, value in given_settings(arguments, "train").items():
+        found = pipeline.model(value).fingerprint if name == "base" else value
+        if found != (made.models["base"] if name == "base" else made.config[name]):
+            raise ConfigError(
+                f"{flag_of('train.' + name)} is {value} but the student in {pipeline.work.root} was trained with "
+                "another; leave the flag out, or show that model with --model"
+            )
 
 
 def _demo(arguments: argparse.Namespace) -> None:
     from gplfast.pipeline import demo
     from gplfast.report import table
 
-    with _Bars(arguments) as bars:
+    with Bars(quiet=arguments.quiet) as bars:
         adapted = demo(arguments.work, threads=arguments.threads, report=bars)
     for path in adapted.models.values():
         print(path)
@@ -288,19 +233,22 @@ def _export(arguments: argparse.Namespace) -> None:
     from gplfast.pipeline import Pipeline
     from gplfast.steps import export_gpl
 
-    pipeline = Pipeline(arguments.corpus, arguments.work, settings.load_config(), alone=True)
+    pipeline = Pipeline(arguments.corpus, arguments.work, read_settings(arguments), alone=True)
     for path in export_gpl(pipeline, arguments.output):
         print(path)
 
 
 def _ask(arguments: argparse.Namespace) -> None:
     from gplfast.ask import ask, side_by_side
+    from gplfast.pipeline import Pipeline
 
     if arguments.k < 1:
         raise ConfigError(f"-k is {arguments.k} but must be at least 1")
-    with _Bars(arguments) as bars:
+    config, work = read_settings(arguments), arguments.work
+    corpus = Pipeline(arguments.corpus, work or Path(), config).corpus
+    with Bars(quiet=arguments.quiet) as bars:
         answers = ask(
-            arguments.question, arguments.model, arguments.corpus, arguments.k, work=arguments.work, report=bars
+            arguments.question, arguments.model, corpus, arguments.k, work=work, threads=config.threads, report=bars
         )
     print(side_by_side(answers))
 
@@ -331,42 +279,6 @@ def _words(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(str(item) for item in value) or "none"
     return str(value)
-
-
-class _Bars:
-    """Progress on stderr, a bar for each thing that goes on."""
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self._quiet = arguments.quiet
-        self._bar: Any = None
-        self._what = ""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._close()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        if self._bar is None or what != self._what:
-            self._close()
-            # Not a terminal: a line now and then instead of a moving bar.
-            slow = 0.1 if sys.stderr.isatty() else 15.0
-            self._bar = tqdm(
-                total=total, initial=done, desc=what, disable=self._quiet, file=sys.stderr, mininterval=slow
-            )
-            self._what = what
-        self._bar.total = total
-        self._bar.update(done - self._bar.n)
-        if done >= total:
-            self._close()
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        self._bar, self._what = None, ""
 
 
 def _logging(arguments: argparse.Namespace) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import math
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gplfast.errors import ConfigError, MissingExtraError
+from gplfast.errors import ConfigError
+from gplfast.settings_file import read_settings_file
 
 AUTO = 0
 
@@ -194,7 +194,7 @@ class RunConfig(_Checked):
 SECTIONS: tuple[str, ...] = ("input", "generate", "mine", "label", "train", "genq", "evaluate")
 
 # What a student is: given for GPL's alone it holds for GenQ's too, so that the two are compared on equal terms.
-_OF_THE_STUDENT = ("base", "similarity", "pooling", "max_seq_length", "precision")
+OF_THE_STUDENT = ("base", "similarity", "pooling", "max_seq_length", "precision")
 
 # The numbers of the GPL paper (arXiv:2112.07577) and its code; GenQ: batch 24 and 10 % warm-up as in its tutorial.
 _PAPER: dict[str, Any] = {
@@ -265,7 +265,7 @@ def load_config(
     Raises:
         ConfigError: An unknown key, a wrong type, a value out of range; the message names the file and the key.
     """
-    from_file = _read(Path(file)) if file is not None else {}
+    from_file = read_settings_file(Path(file)) if file is not None else {}
     chosen = preset or dict(overrides or {}).get("preset") or from_file.get("preset") or "nano"
     if chosen not in PRESETS:
         raise ConfigError(f"preset is {chosen!r} but must be one of {', '.join(sorted(PRESETS))}")
@@ -309,7 +309,6 @@ def output_settings(section: Any) -> dict[str, Any]:
     return values
 
 
-@functools.cache
 def field_types(section: type[Any]) -> dict[str, Any]:
     """The resolved type of each setting of a dataclass of this module."""
     return typing.get_type_hints(section)
@@ -319,46 +318,10 @@ def _same_student(values: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(values)
     train, genq = merged.get("train"), merged.get("genq", {})
     if isinstance(train, Mapping) and isinstance(genq, Mapping):
-        shared = {name: train[name] for name in _OF_THE_STUDENT if name in train}
+        shared = {name: train[name] for name in OF_THE_STUDENT if name in train}
         if shared:
             merged["genq"] = {**shared, **genq}
     return merged
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: is not UTF-8 at byte {error.start}") from error
-    suffix = file.suffix.lower()
-    if suffix == ".toml":
-        import tomllib
-
-        try:
-            return tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{file}: is not valid TOML: {error}") from error
-    if suffix in (".yaml", ".yml"):
-        return _read_yaml(file, text)
-    raise ConfigError(f"{file}: has the ending {suffix!r} but must be .toml, .yaml or .yml")
-
-
-def _read_yaml(file: Path, text: str) -> dict[str, Any]:
-    try:
-        import yaml
-    except ImportError as error:
-        raise MissingExtraError(f"{file}: reading YAML needs PyYAML: pip install pyyaml (or write TOML)") from error
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: is not valid YAML: {' '.join(str(error).split())}") from error
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise ConfigError(f"{file}: holds a {type(data).__name__} but must hold keys and values")
-    return data
 
 
 def _merge(target: Any, values: Mapping[str, Any], origin: str, section: str = "") -> Any:

@@ -9,18 +9,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gplfast.artifacts import Artifacts, ModelFile, Report
 from gplfast.config import DEMO, RunConfig, load_config
-from gplfast.errors import ArtifactError
-from gplfast.report import BM25, BM25_TEACHER, Bench, System, summary
+from gplfast.config import check as check_settings
+from gplfast.errors import ConfigError
+from gplfast.report import BM25, Bench, System, summary
 from gplfast.store.atomic import read_json, write_json
 from gplfast.store.manifest import Manifest, freshness
+from gplfast.systems import BASE_FILE, Systems
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import pyarrow as pa
 
+    from gplfast.artifacts import Report
     from gplfast.store.corpus import Corpus
     from gplfast.store.generated import GeneratedQueries
     from gplfast.store.margins import Margins
@@ -63,7 +65,7 @@ class Adapted:
     work: Path
 
 
-class Pipeline(Artifacts):
+class Pipeline(Systems):
     """The steps over one corpus in one work directory; see `Artifacts` for what it is made with."""
 
     # ---- the steps
@@ -122,38 +124,38 @@ class Pipeline(Artifacts):
         """Train "gpl" or "genq"; returns the model's directory."""
         from gplfast.stages import train
 
-        config = self.config.genq if student == "genq" else self.config.train
+        config, directory = self.student_config(student), self.directory(f"train {student}")
 
         def examples() -> Any:
             if student == "genq":
                 return train.from_queries(self.corpus, self.queries())
             return train.from_margins(self.corpus, self.queries(), self.margins())
 
-        return train.train(
+        base = self.model(config.base)
+        model = train.train(
             examples,
-            self.model(config.base).path,
-            self.directory(f"train {student}"),
+            base.path,
+            directory,
             self.wanted(f"train {student}"),
             config,
             seed=self.config.seed,
             threads=self.config.threads,
             report=self.report,
         )
+        # The manifest has the base's fingerprint only; the table's zero-shot needs the base itself.
+        found = config.base if config.base.startswith("nano:") else str(base.path.resolve())
+        write_json(directory / BASE_FILE, {"name": found})
+        return model
 
     # ---- the whole
 
-    def steps(self) -> list[str]:
-        """The training steps of these settings, in order."""
-        loss = self.config.loss
-        gpl = [] if loss == "mnrl" else ["mine", "label", "train gpl"]
-        return ["generate", *gpl, *([] if loss == "margin-mse" else ["train genq"])]
-
-    def students(self) -> list[str]:
-        """Which students are trained: "gpl", "genq" or both."""
-        return [step.split()[1] for step in self.steps() if step.startswith("train")]
-
     def plan(self, *, evaluate: bool = False) -> list[Planned]:
-        """What `run` would do, in order; reads manifests only and writes nothing."""
+        """What `run` would do, in order.
+
+        Reads the corpus, the models' files (their fingerprints) and the manifests in the work directory, of the
+        artifacts not more than their sizes; writes nothing into the work directory. A bundled model is unpacked into
+        the cache when it is not there yet.
+        """
         planned = []
         stale: set[str] = set()
         for step in self.steps():
@@ -168,17 +170,33 @@ class Pipeline(Artifacts):
                 planned.append(Planned(f"evaluate {name}", *self.system(name).freshness(self.judged, self.config)))
         return planned
 
-    def check(self, *, evaluate: bool = False) -> None:
-        """Read the corpus and find every model: what is missing for the last step should show before hours of work.
+    def check(self, steps: Sequence[str] | None = None, *, evaluate: bool = False, extra: Iterable[str] = ()) -> None:
+        """Find what is missing or of the wrong kind: it should show before hours of work, and nothing is written.
+
+        Reads the corpus, the judgements, the models' configurations and what installed packages there are.
+
+        Args:
+            steps: Some of `steps()`; by default all of them.
+            evaluate: Whether the systems of the table are measured too.
+            extra: Other bi-encoders for the table.
 
         Raises:
             GplfastError: One of its children; the message says what is missing.
         """
+        check_settings(self.config)
         _ = self.corpus
+        names = self.system_names() if evaluate else []
         if evaluate:
             _ = self.judged
-        for step in self.steps():
-            self.wanted(step)
+        if evaluate and not names and not extra:
+            raise ConfigError(
+                f"nothing to evaluate: of {', '.join(self.config.evaluate.systems)} none is trained in "
+                f"{self.work.root}; run `gplfast train` first, or name other systems"
+            )
+        wanted = self.steps() if steps is None else list(steps)
+        self.check_models(wanted, names, extra)
+        stale = [step for step in wanted if not freshness(self.directory(step), self.wanted(step)).fresh]
+        self.check_packages(stale, names, evaluate=evaluate)
 
     def run(self, *, evaluate: bool = False) -> Adapted:
         """Every step that is not fresh, in order."""
@@ -222,30 +240,6 @@ class Pipeline(Artifacts):
         return {step: found[step] for step in sorted(found, key=lambda step: (ORDER.index(step.split()[0]), step))}
 
     # ---- evaluation
-
-    def system_names(self) -> list[str]:
-        """The systems of the table that these settings have: students that are trained, or were."""
-        trained = set(self.students())
-        for student in ("gpl", "genq"):
-            if self.alone and (self.directory(f"train {student}") / "manifest.json").is_file():
-                trained.add(student)
-        return [name for name in self.config.evaluate.systems if name not in ("gpl", "genq") or name in trained]
-
-    def system(self, name: str) -> System:
-        """How a system of the table is measured."""
-        directory = self.work.path(f"evaluate/{name}")
-        if name == BM25:
-            return System(name, directory)
-        if name in ("gpl", "genq"):
-            model = ModelFile(str(self.directory(f"train {name}") / "model"))
-            if not model.path.is_dir():
-                raise ArtifactError(f"{model.path} is missing; run `gplfast train` first")
-        elif name == BM25_TEACHER:
-            model = self.model(self.config.label.model)
-        else:
-            genq_only = self.config.loss == "mnrl"
-            model = self.model(self.config.genq.base if genq_only else self.config.train.base)
-        return System(name, directory, model.path, model.fingerprint)
 
     def evaluate(self, extra: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Measure the systems of the table, and `extra` ones (name to model), and write report.json."""
@@ -296,7 +290,7 @@ def adapt(
         corpus: A BEIR folder, a folder of text files, a table file, an Arrow table or a list of texts.
         work: Directory of everything that is made; one process at a time.
         preset: "nano" (bundled models, no network) or "paper"; by default what `config` names, else "nano".
-        config: Settings over the preset: a `RunConfig`, a nested mapping, or a TOML or YAML file.
+        config: Settings over the preset: a nested mapping, or a TOML or YAML file; or all of them, a `RunConfig`.
         evaluate: Measure the systems on judged queries at the end.
         judgements: BEIR folder with queries.jsonl and qrels/; by default the corpus' own.
         report: Called with (what, done, all) as work goes on.
@@ -321,6 +315,11 @@ def as_config(config: RunConfig | Mapping[str, Any] | str | Path | None, preset:
         ConfigError: A setting that is unknown, of the wrong type or out of range.
     """
     if isinstance(config, RunConfig):
+        if preset is not None:
+            raise ConfigError(
+                f"preset is {preset!r} but config is a RunConfig, which has every setting already; "
+                "give one of them, or the changes to the preset as a mapping"
+            )
         return config
     if isinstance(config, (str, Path)):
         return load_config(config, preset=preset)

@@ -28,12 +28,16 @@ class System:
         directory: Where its evaluation is or will be.
         model: Checkpoint of a bi-encoder, or of the teacher that reranks BM25; None for BM25 alone.
         fingerprint: Of that model.
+        pooling: Of a plain language model, which says none itself; empty: the model's own.
+        similarity: With it; empty: the model's own.
     """
 
     name: str
     directory: Path
     model: Path | None = None
     fingerprint: str = ""
+    pooling: str = ""
+    similarity: str = ""
 
     def wanted(self, data: Judged, config: RunConfig) -> Manifest:
         """The manifest that its evaluation should have."""
@@ -46,6 +50,9 @@ class System:
         if self.name == BM25_TEACHER:
             label = {"max_seq_length": config.label.max_seq_length, "activation": config.label.activation}
             wanted = dataclasses.replace(wanted, config={**wanted.config, **label})
+        if self.pooling:
+            own = {"pooling": self.pooling, "similarity": self.similarity}
+            wanted = dataclasses.replace(wanted, config={**wanted.config, **own})
         return wanted
 
     def freshness(self, data: Judged, config: RunConfig) -> Freshness:
@@ -87,13 +94,14 @@ class Bench:
             return evaluate.bm25_ranking(self.data, config, self.report)
         if system.name == BM25_TEACHER:
             return self._rerank(system.model, system.fingerprint)
-        encoder = BiEncoder.open(system.model, threads=self.config.threads or None)
+        threads = self.config.threads or None
+        encoder = BiEncoder.open(system.model, threads=threads, pooling=system.pooling or "mean")
         return evaluate.dense_ranking(
             self.data,
             encoder,
             self.embeddings,
             config,
-            similarity=encoder.similarity,
+            similarity=system.similarity or encoder.similarity,
             threads=self.config.threads,
             report=self.report,
             name=system.name,

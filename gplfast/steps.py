@@ -64,6 +64,7 @@ def evaluate(
     """Only the step `evaluate` of `adapt`, on the students in the work directory and `models` (name to model)."""
     settings = as_config(options.get("config"), options.get("preset"))
     pipeline = Pipeline(corpus, work, settings, judgements=judgements, report=options.get("report"), alone=True)
+    pipeline.check([], evaluate=True, extra=(models or {}).values())
     with pipeline.work:
         return pipeline.evaluate(models)
 
@@ -71,12 +72,13 @@ def evaluate(
 def _alone(step: str, corpus: CorpusSource, work: str | Path, options: Options) -> Any:
     settings = as_config(options.get("config"), options.get("preset"))
     pipeline = Pipeline(corpus, work, settings, report=options.get("report"), alone=True)
+    pipeline.check([step])  # before the work directory is made
     with pipeline.work:
         return pipeline.step(step)
 
 
 def export_gpl(pipeline: Pipeline, folder: str | Path) -> list[Path]:
-    """Write queries, qrels, hard negatives and training data as GPL's own files; what is not made yet is left out.
+    """Write corpus, queries, qrels, hard negatives and training data as GPL's files; what is not made is left out.
 
     Returns:
         The files that were written.
@@ -87,10 +89,11 @@ def export_gpl(pipeline: Pipeline, folder: str | Path) -> list[Path]:
 
     root, corpus, generated = Path(folder), pipeline.corpus, pipeline.queries()
     queries = generated.as_queries()
-    written = [root / gpl.QUERIES_FILE, root / gpl.QRELS_FILE]
-    gpl.write_queries(written[0], queries)
+    written = [root / "corpus.jsonl", root / gpl.QUERIES_FILE, root / gpl.QRELS_FILE]
+    gpl.write_corpus(written[0], corpus)
+    gpl.write_queries(written[1], queries)
     qrels = {name: {corpus.ids[row]: 1} for name, row in zip(queries.ids, generated.passages.tolist(), strict=True)}
-    gpl.write_qrels(written[1], qrels)
+    gpl.write_qrels(written[2], qrels)
     if (pipeline.directory("mine") / "manifest.json").is_file():
         positives = RankedLists(*single(generated.passages))
         written.append(root / gpl.HARD_NEGATIVES_FILE)

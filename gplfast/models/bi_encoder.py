@@ -30,9 +30,11 @@ Similarity = Literal["cosine", "dot"]
 class BiEncoder:
     """A bi-encoder served by ONNX Runtime; pooling, Dense and Normalize run in the graph."""
 
-    def __init__(self, checkpoint: Checkpoint, session: Session, tokenizer: Tokenizer, dim: int) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, session: Session, tokenizer: Tokenizer, dim: int, fingerprint: str
+    ) -> None:
         """Use `open`, which makes the parts."""
-        self.fingerprint = checkpoint.fingerprint
+        self.fingerprint = fingerprint
         self.dim = dim
         self.max_tokens = max_length(checkpoint, max_positions(checkpoint.config)) or max_positions(checkpoint.config)
         settings = checkpoint.optional("config_sentence_transformers.json")
@@ -49,14 +51,15 @@ class BiEncoder:
         *,
         threads: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        pooling: str = "mean",
     ) -> BiEncoder:
         """Open a bi-encoder, exporting it to ONNX at first use.
 
         Args:
-            name_or_path: a sentence-transformers directory, a plain one of transformers (mean pooling), "nano:student",
-                or a hub name.
+            name_or_path: a sentence-transformers directory, a plain one of transformers, "nano:student", or a hub name.
             threads: None takes every CPU this process may use.
             cache_dir: where exported graphs are kept; None: $GPLFAST_CACHE or ~/.cache/gplfast.
+            pooling: for a plain directory only; sentence-transformers' say theirs themselves.
 
         Raises:
             ModelError: an architecture or module that is not supported, or damaged files; the message says which.
@@ -65,10 +68,13 @@ class BiEncoder:
         checkpoint = Checkpoint(resolve(name_or_path, cache_dir=cache_dir))
         architecture(checkpoint.config)
         tokenizer = Tokenizer(checkpoint, vocabulary_rows=vocabulary_rows(checkpoint))
-        target = cache_root(cache_dir) / checkpoint.fingerprint / f"bi-encoder-v{_GRAPH_VERSION}"
-        folder = cached_folder(target, lambda work: _export(checkpoint, work))
+        # Other pooling, other vectors: the graph's folder and the embeddings' fingerprint say so.
+        suffix = "" if checkpoint.modules or pooling == "mean" else f"-{pooling}"
+        target = cache_root(cache_dir) / checkpoint.fingerprint / f"bi-encoder-v{_GRAPH_VERSION}{suffix}"
+        folder = cached_folder(target, lambda work: _export(checkpoint, work, pooling))
         session = Session(folder / "model.onnx", threads=threads)
-        return cls(checkpoint, session, tokenizer, session.output_dim("embedding"))
+        fingerprint = checkpoint.fingerprint + suffix
+        return cls(checkpoint, session, tokenizer, session.output_dim("embedding"), fingerprint)
 
     def encode(
         self,
@@ -136,6 +142,6 @@ def _similarity(settings: dict[str, Any], checkpoint: Checkpoint) -> Similarity:
     raise ModelError(message)
 
 
-def _export(checkpoint: Checkpoint, folder: Path) -> None:
-    graph, _ = bi_encoder_graph(checkpoint)
+def _export(checkpoint: Checkpoint, folder: Path, pooling: str) -> None:
+    graph, _ = bi_encoder_graph(checkpoint, pooling)
     graph.save(folder / "model.onnx")

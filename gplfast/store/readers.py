@@ -18,6 +18,10 @@ _TEXT_SUFFIXES = (".txt", ".md")
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _PARQUET_SUFFIXES = (".parquet", ".pq")
 _HEADING = re.compile(r"#{1,6}[ \t]+(.*?)[ \t#]*$")
+_NAME_THEM = (
+    "name the right ones with id_column, title_column, text_column "
+    "(--input-id-column, --input-title-column, --input-text-column)"
+)
 READABLE = "a BEIR folder, a folder of .txt/.md files, .jsonl[.gz], .csv, .tsv, .parquet"
 
 
@@ -103,7 +107,7 @@ def _checked(where: str, item: dict[str, Any], columns: Columns) -> tuple[str, s
     """The fields of an object that is not plain strings: null is no title or an empty document, the rest is refused."""
     for name in (columns.id, columns.text, *([columns.title] if columns.title_named else [])):
         if name not in item:
-            raise DataError(f"{where}: missing {name!r}{close_match(name, item)}; it has {_names(item)}")
+            raise DataError(f"{where}: missing {name!r}{close_match(name, item)}; it has {_names(item)}: {_NAME_THEM}")
     values = []
     for name in (columns.id, columns.title, columns.text):
         value = item.get(name)
@@ -220,8 +224,7 @@ def _positions(where: str, names: Sequence[str], columns: Columns) -> tuple[int,
         if names.count(name) != 1:
             problem = "missing column" if name not in names else "two columns are named"
             raise DataError(
-                f"{where}: {problem} {name!r}{close_match(name, names)}; it has {_names(names)}: name the right ones "
-                "with id_column, title_column, text_column"
+                f"{where}: {problem} {name!r}{close_match(name, names)}; it has {_names(names)}: {_NAME_THEM}"
             )
     title = list(names).index(columns.title) if columns.title in names else None
     return list(names).index(columns.id), title, list(names).index(columns.text)

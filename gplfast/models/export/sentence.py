@@ -45,15 +45,15 @@ def pooling_modes(config: dict[str, Any]) -> tuple[str, ...]:
     return modes
 
 
-def pooling_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The Pooling module's settings; a plain directory gets mean pooling."""
+def pooling_config(checkpoint: Checkpoint, plain: str = "mean") -> dict[str, Any]:
+    """The Pooling module's settings; a plain directory gets `plain`."""
     for module in checkpoint.modules:
         if module["type"] == "Pooling":
             return read_json(checkpoint.directory / module["path"] / "config.json")
-    return {"pooling_mode": "mean"}
+    return {"pooling_mode": plain}
 
 
-def bi_encoder_graph(checkpoint: Checkpoint) -> tuple[Graph, int]:
+def bi_encoder_graph(checkpoint: Checkpoint, plain_pooling: str = "mean") -> tuple[Graph, int]:
     """From token ids to `embedding` (batch, dim) float32.
 
     Where the Pooling module leaves prompts out, the graph takes a further input pooling_mask, int32 (batch, sequence).
@@ -75,7 +75,7 @@ def bi_encoder_graph(checkpoint: Checkpoint) -> tuple[Graph, int]:
             message = f"export: {checkpoint.directory} has a module {kind} but only {', '.join(_MODULES)} are supported"
             raise ModelError(message)
         if kind == "Pooling":
-            value, dim = _pool(graph, value, dim, pooling_config(checkpoint))
+            value, dim = _pool(graph, value, dim, pooling_config(checkpoint, plain_pooling))
             pooled = True
         elif kind == "Dense":
             value, dim = _dense(graph, value, folder, module["path"])

@@ -1,0 +1,159 @@
+"""Flags of the command line from the settings' dataclasses, and settings from the flags that were given."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from typing import Any
+
+from gplfast import config as settings
+from gplfast.errors import ConfigError
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+_ALL: tuple[str, ...] = ()
+# Command to sections to the settings of each that the command reads; what it does not read it does not take.
+_SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
+    "run": dict.fromkeys(settings.SECTIONS, _ALL),
+    "generate": {"input": _ALL, "generate": _ALL},
+    "mine": {"input": _ALL, "mine": _ALL},
+    "label": {"input": _ALL, "label": _ALL, "train": ("steps", "visits_per_query", "max_steps", "batch_size")},
+    "train": {"input": _ALL, "train": _ALL, "genq": _ALL},
+    "evaluate": {
+        "input": _ALL,
+        "evaluate": _ALL,
+        "label": ("model", "max_seq_length", "activation", "batch_size"),
+        "train": ("base", "similarity", "pooling"),
+    },
+    "ask": {"input": _ALL},
+    "export": {"input": _ALL},
+}
+_GENERAL = {
+    "run": ("seed", "threads", "loss"),
+    "generate": ("seed", "threads"),
+    "mine": ("threads",),
+    "label": ("seed", "threads"),
+    "train": ("seed", "threads", "loss"),
+    "evaluate": ("seed", "threads"),
+    "ask": ("threads",),
+    "export": (),
+}
+# Flags of `gplfast run` that name a setting in fewer words.
+_ALIASES = {
+    "--generator": "generate.model",
+    "--retrievers": "mine.retrievers",
+    "--teacher": "label.model",
+    "--student": "train.base",
+    "--similarity": "train.similarity",
+}
+
+
+def add_settings(command: argparse.ArgumentParser, name: str) -> None:
+    """Add the flags of the settings that a command reads."""
+    command.add_argument("--config", help="TOML or YAML file with settings over the preset")
+    general = command.add_argument_group("settings")
+    for item in dataclasses.fields(settings.RunConfig):
+        if item.name in _GENERAL[name]:
+            _add_flag(general, [f"--{item.name}"], item.name, item, settings.RunConfig)
+    taken = set(command._option_string_actions)
+    for section, chosen in _SECTIONS[name].items():
+        kind = settings.field_types(settings.RunConfig)[section]
+        group = command.add_argument_group(f"settings of [{section}]")
+        for item in dataclasses.fields(kind):
+            if chosen and item.name not in chosen:
+                continue
+            target, long = f"{section}.{item.name}", item.name.replace("_", "-")
+            flags = [f"--{section}-{long}"]
+            # A command of one step has its settings without the step's name too.
+            if section == name and f"--{long}" not in taken:
+                flags.insert(0, f"--{long}")
+            flags += [alias for alias, meant in _ALIASES.items() if meant == target and name == "run"]
+            _add_flag(group, flags, target, item, kind)
+
+
+def read_settings(arguments: argparse.Namespace) -> settings.RunConfig:
+    """The settings of a command: preset, file, flags.
+
+    Raises:
+        ConfigError: A setting that is unknown or out of range, or one given by flag that would have no effect.
+    """
+    preset = getattr(arguments, "preset", None)
+    given = {name.removeprefix("set:"): value for name, value in vars(arguments).items() if name.startswith("set:")}
+    overrides: dict[str, Any] = {}
+    for target, value in given.items():
+        section, _, name = target.rpartition(".")
+        kind = settings.field_types(settings.RunConfig)[section] if section else settings.RunConfig
+        item = next(field for field in dataclasses.fields(kind) if field.name == name)
+        checked = settings.coerce(item, settings.field_types(kind)[name], value, flag_of(target))
+        (overrides.setdefault(section, {}) if section else overrides)[name] = checked
+    config = settings.load_config(arguments.config, preset=preset, overrides=overrides)
+    if arguments.name == "train" and config.loss != "margin-mse":
+        # `gplfast train --steps` means the student that is trained, whatever named the loss.
+        overrides["genq"] = {**overrides.get("train", {}), **overrides.get("genq", {})}
+        config = settings.load_config(arguments.config, preset=preset, overrides=overrides)
+    _refuse_unused(arguments, given, config)
+    return config
+
+
+def flag_of(target: str) -> str:
+    """The long flag of a setting such as "train.batch_size"."""
+    return "--" + target.replace(".", "-").replace("_", "-")
+
+
+def _refuse_unused(arguments: argparse.Namespace, given: Iterable[str], config: settings.RunConfig) -> None:
+    """A flag for a step that does not run would be ignored silently."""
+    if arguments.name not in ("run", "train"):
+        return
+    unused: dict[str, str] = {}
+    if config.loss == "margin-mse":
+        unused["genq"] = "loss is margin-mse, which trains no [genq]; add --loss both (or mnrl)"
+    if arguments.name == "run":
+        if config.loss == "mnrl":
+            unused["mine"] = unused["label"] = "loss is mnrl, which needs no negatives and no margins"
+            unused["train"] = "loss is mnrl, which trains [genq]; give the flag that starts with --genq-"
+        if not arguments.evaluate:
+            unused["evaluate"] = "nothing is evaluated; add --evaluate"
+            if arguments.judgements is not None:
+                raise ConfigError(f"--judgements has no effect: {unused['evaluate']}")
+        elif "bm25+teacher" in config.evaluate.systems:
+            unused.pop("label", None)
+    for target in given:
+        section, _, name = target.rpartition(".")
+        of_both = section == "train" and name in settings.OF_THE_STUDENT
+        if section in unused and not of_both:
+            raise ConfigError(f"{flag_of(target)} has no effect: {unused[section]}")
+
+
+def given_settings(arguments: argparse.Namespace, section: str) -> Mapping[str, Any]:
+    """The settings of a section that flags were given for."""
+    start = f"set:{section}."
+    return {name.removeprefix(start): value for name, value in vars(arguments).items() if name.startswith(start)}
+
+
+def _add_flag(group: Any, flags: list[str], target: str, item: dataclasses.Field[Any], owner: type[Any]) -> None:
+    kind = settings.field_types(owner)[item.name]
+    options: dict[str, Any] = {"dest": f"set:{target}", "default": argparse.SUPPRESS}
+    options["help"] = item.metadata["help"].replace("%", "%%")
+    if kind is bool:
+        group.add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
+        return
+    element = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
+    if typing.get_origin(kind) is tuple:
+        options["nargs"] = "+"
+    choices = item.metadata["choices"]
+    options["metavar"] = "{" + ",".join(choices) + "}" if choices else element.__name__.upper()
+    group.add_argument(*flags, type=_number(element), **options)
+
+
+def _number(kind: type[Any]) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not {'a whole number' if kind is int else 'a number'}"
+            ) from None
+
+    return parse
