@@ -78,12 +78,21 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 }
 
 
+UNMEASURED = "not measured yet"
+
+
 def rendered(text: str, name: str) -> str:
-    """The text with the table `name` replaced by what its result says now."""
+    """The text with the table `name` replaced by what its result says now; without a result, by words that say so."""
+    if len(re.findall(f"<!-- {name}:begin -->.*?<!-- {name}:end -->", text, flags=re.DOTALL)) != 1:
+        raise SystemExit(f"the table {name} needs one pair of <!-- {name}:begin --> and <!-- {name}:end -->")
     path = RESULTS / f"{name}.json"
     if not path.is_file():
-        return text
+        return _replaced(text, name, UNMEASURED)
     body = TABLES[name][1](json.loads(path.read_text(encoding="utf-8")))
+    return _replaced(text, name, body)
+
+
+def _replaced(text: str, name: str, body: str) -> str:
     block = f"<!-- {name}:begin -->\n{body}\n<!-- {name}:end -->"
     return re.sub(f"<!-- {name}:begin -->.*?<!-- {name}:end -->", lambda _: block, text, flags=re.DOTALL)
 
