@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from gplfast.mining.lists import Lists
 
-# Each shard is encoded as one call, so its values follow from the shard alone and a killed run gives the same bytes.
+# Each shard is encoded as one call, so its values follow from the shard and the batch size alone and a killed run gives
+# the same bytes.
 SHARD_ROWS = 2048
 # Rows of queries per call of the search, only so that progress is seen; the answers do not depend on it.
 _SEARCH_ROWS = 2048
@@ -68,14 +69,16 @@ def embed(
         root: Directory of all embeddings; each (encoder, texts, kind) has one of its own there.
         texts_fingerprint: Of all texts in order.
         kind: "query" or "document": which prompt the encoder puts in front.
-        batch_size: Texts per batch.
+        batch_size: Texts per batch; changes the last bits, so what was begun with another one is begun again.
         progress: Called with (rows done, all rows).
 
     Returns:
         float32 (n_rows, dim), memory-mapped.
     """
     identity = hashlib.sha256(f"{encoder.fingerprint} {texts_fingerprint} {kind}".encode()).hexdigest()
-    store = EmbeddingStore(root / identity[:24], identity, encoder.dim, n_rows, shard_rows=SHARD_ROWS)
+    store = EmbeddingStore(
+        root / identity[:24], identity, encoder.dim, n_rows, shard_rows=SHARD_ROWS, batch_size=batch_size
+    )
     for shard in store.missing():
         rows = store.rows(shard)
 

@@ -58,7 +58,7 @@ class PairScorer:
             open_teacher: Opens the model.
             max_tokens: Query and passage are each cut to this many tokens.
             activation: "identity" (raw logits) or "sigmoid".
-            keep_nan: Return NaN where the teacher gives NaN or infinity instead of raising.
+            keep_nan: Return NaN where the teacher gives NaN or infinity instead of raising, and remember it.
             batch_size: Pairs per batch.
         """
         self._store, self._open_teacher = store, functools.cache(open_teacher)
@@ -109,6 +109,7 @@ class PairScorer:
     ) -> npt.NDArray[np.float32]:
         known = self._store.lookup([query for query, _ in pairs], [passage for _, passage in pairs])
         scores = known.scores.copy()
+        self._refuse(pairs, np.flatnonzero(known.known), scores[known.known])
         missing = np.flatnonzero(~known.known)
         for start in range(0, len(missing), CALL_PAIRS):
             part = missing[start : start + CALL_PAIRS]
@@ -121,22 +122,23 @@ class PairScorer:
             values = teacher.score(
                 queries, passages, batch_size=self._batch_size, activation=self._activation, progress=show
             )
-            scores[part] = self._keep(queries, passages, values)
+            self._refuse(pairs, part, values)
+            # NaN is an answer too: asked for again after a kill, it would shift what each later call holds.
+            scores[part] = np.where(np.isfinite(values), values, np.float32(np.nan))
+            self._store.append(queries, passages, scores[part])
         return scores
 
-    def _keep(
-        self, queries: list[str], passages: list[str], values: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.float32]:
-        finite = np.isfinite(values)
-        if not finite.all() and not self._keep_nan:
-            bad = int(np.flatnonzero(~finite)[0])
+    def _refuse(
+        self, pairs: list[tuple[str, str]], rows: npt.NDArray[np.int64], values: npt.NDArray[np.float32]
+    ) -> None:
+        """Raise when a value of these rows of `pairs` is not finite, unless they are kept."""
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad) and not self._keep_nan:
+            query, passage = pairs[rows[bad[0]]]
             raise ModelError(
-                f"the teacher gave {values[bad]} for query {queries[bad][:60]!r} and passage {passages[bad][:60]!r} "
-                f'({int((~finite).sum())} of {len(values)} pairs); use another teacher, or leave them out: nan = "drop"'
+                f"the teacher gave {values[bad[0]]} for query {query[:60]!r} and passage {passage[:60]!r} "
+                f'({len(bad)} of {len(values)} pairs); use another teacher, or leave them out: nan = "drop"'
             )
-        good = np.flatnonzero(finite)
-        self._store.append([queries[i] for i in good], [passages[i] for i in good], values[good])
-        return np.where(finite, values, np.float32(np.nan)).astype(np.float32)
 
 
 def teacher_identity(fingerprint: str, activation: str) -> str:

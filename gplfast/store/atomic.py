@@ -39,7 +39,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = final.parent / f".{final.name}.{secrets.token_hex(6)}.tmp"
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(final)
     except BaseException as error:
         with suppress(FileNotFoundError):
@@ -47,7 +47,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(final)  # "No space left on device" alone does not say where
         raise
-    _sync(final.parent)
+    sync(final.parent)
 
 
 @contextmanager
@@ -143,7 +143,12 @@ def read_parquet(path: str | Path, columns: list[str] | None = None) -> pa.Table
         ) from error
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a directory, to the disk.
+
+    Raises:
+        OSError: when the disk fails.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

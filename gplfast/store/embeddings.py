@@ -28,7 +28,8 @@ class EmbeddingStore:
 
     `embeddings.json` lists the shards that are on disk, each with its hash. A shard is listed only after its bytes
     were fsynced, so a killed run goes on where it was. Opening with another fingerprint, shape, type or shard size
-    starts anew.
+    starts anew, and so does opening an unfinished matrix with another batch size: the last bits of a row depend on it,
+    and no run would give a matrix of both.
 
     Example:
         store = EmbeddingStore(work.artifact("embeddings"), fingerprint, dim, len(corpus))
@@ -46,6 +47,7 @@ class EmbeddingStore:
         *,
         dtype: str = "float32",
         shard_rows: int = 16_384,
+        batch_size: int | None = None,
     ) -> None:
         """Open or begin the matrix.
 
@@ -56,6 +58,7 @@ class EmbeddingStore:
             n_rows: rows.
             dtype: "float32" or "float16".
             shard_rows: rows per shard; the last one may have fewer.
+            batch_size: texts that are encoded at once; a finished matrix is taken whatever it was made with.
 
         Raises:
             DTypeError: when dtype is another one.
@@ -79,6 +82,7 @@ class EmbeddingStore:
             "dtype": dtype,
             "shard_rows": shard_rows,
         }
+        self._batch_size = batch_size
         self._done = self._open()
 
     @property
@@ -161,19 +165,15 @@ class EmbeddingStore:
                 )
 
     def _open(self) -> dict[str, str]:
-        record = self.directory / _RECORD
-        try:
-            found = read_json(record)
-            done = found.pop("done") if isinstance(found, dict) else None
-        except (FileNotFoundError, KeyError):
-            found, done = None, None
-        except ArtifactError as error:
-            logger.warning("%s; embedding again", error)
-            found, done = None, None
+        found = self._read_record()
+        done, batch_size = found.pop("done", None), found.pop("batch_size", None)
         if found == self._identity and isinstance(done, dict) and self._matrix_fits():
-            return dict(done)
+            if len(done) == self.n_shards or batch_size == self._batch_size:
+                self._batch_size = batch_size
+                return dict(done)
+            logger.info("%s: begun with batch size %s; embedding again", self.directory, batch_size)
         # The record goes first: a kill in between must not leave a list of shards beside another matrix.
-        record.unlink(missing_ok=True)
+        (self.directory / _RECORD).unlink(missing_ok=True)
         with atomic_write(self.path) as file:
             file.write(self._header())
             file.flush()
@@ -183,8 +183,18 @@ class EmbeddingStore:
         self._write_record()
         return self._done
 
+    def _read_record(self) -> dict[str, Any]:
+        try:
+            found = read_json(self.directory / _RECORD)
+        except FileNotFoundError:
+            return {}
+        except ArtifactError as error:
+            logger.warning("%s; embedding again", error)
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def _write_record(self) -> None:
-        write_json(self.directory / _RECORD, {**self._identity, "done": self._done})
+        write_json(self.directory / _RECORD, {**self._identity, "batch_size": self._batch_size, "done": self._done})
 
     def _matrix_fits(self) -> bool:
         """Whether the file has the header and the length that it should have."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gplfast.errors import ArtifactError, ConfigError
-from gplfast.store.atomic import read_json, write_json
+from gplfast.store.atomic import read_json, sync, write_json
 from gplfast.store.workdir import inside
 
 if TYPE_CHECKING:
@@ -59,7 +59,11 @@ class Manifest:
 
     @property
     def key(self) -> str:
-        """sha256 (hex) of artifact, schema, inputs, config and models: equal keys mean equal bytes."""
+        """sha256 (hex) of artifact, schema, inputs, config and models.
+
+        Equal keys mean the same inputs, weights and settings. The bytes are equal too where what the key leaves out is:
+        batch sizes, the device, the precision that "auto" became and the versions of libraries change last bits.
+        """
         text = json.dumps(self._identity(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -153,6 +157,17 @@ def freshness(directory: str | Path, wanted: Manifest) -> Freshness:
         if str(path.stat().st_size) != n_bytes:
             return Freshness(False, f"{name} has {path.stat().st_size} bytes but was written with {n_bytes}")
     return Freshness(True, "fresh")
+
+
+def retract(directory: str | Path) -> None:
+    """Delete manifest.json, on disk when this returns: call it before any file of a finished artifact is overwritten.
+
+    Otherwise a kill in between leaves an old manifest beside new files, and sizes alone may not tell.
+    """
+    path = Path(directory) / MANIFEST_NAME
+    if path.is_file():
+        path.unlink()
+        sync(path.parent)
 
 
 def verify(directory: str | Path) -> None:

@@ -28,7 +28,7 @@ class Known(NamedTuple):
     """What a look-up found.
 
     Attributes:
-        scores: float32 (n,), NaN where unknown.
+        scores: float32 (n,), NaN where unknown, and where the teacher has no score for a pair (then it is known).
         known: bool (n,).
     """
 
@@ -94,14 +94,14 @@ class ScoreStore:
         Args:
             queries: n query texts.
             docs: n document texts.
-            scores: float32 (n,), finite.
+            scores: float32 (n,), finite, or NaN where the teacher gave no score: it is not asked again then.
 
         Returns:
             How many pairs were new.
 
         Raises:
             ShapeError: when the lengths differ.
-            DataError: when a score is not finite.
+            DataError: when a score is infinite.
         """
         import pyarrow as pa
 
@@ -111,10 +111,10 @@ class ScoreStore:
             raise ShapeError(
                 f"scores have shape {values.shape} but there are {len(keys)} pairs; give one score per pair"
             )
-        if not np.isfinite(values).all():
-            bad = int(np.flatnonzero(~np.isfinite(values))[0])
+        if np.isinf(values).any():
+            bad = int(np.flatnonzero(np.isinf(values))[0])
             raise DataError(
-                f"score {bad} is {values[bad]} for query {queries[bad][:60]!r}; the teacher must give finite scores"
+                f"score {bad} is {values[bad]} for query {queries[bad][:60]!r}; give finite scores, or NaN for none"
             )
         new = np.sort(np.unique(keys, axis=0, return_index=True)[1])
         new = new[~self._find(keys[new]).known]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gplfast.errors import ArtifactError
 from gplfast.store.atomic import read_json, write_json, write_parquet
 from gplfast.store.atomic import read_parquet as _read_parquet
-from gplfast.store.manifest import MANIFEST_NAME, PROGRESS_NAME, Manifest, manifest_of
+from gplfast.store.manifest import PROGRESS_NAME, Manifest, manifest_of, retract
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,9 +24,9 @@ _SHARD = re.compile(r"shard-(\d{5,})\.parquet")
 class ShardSet:
     """The shards of one artifact, `shard-00000.parquet` and on, each written atomically.
 
-    Opening keeps the shards that were made under an equal manifest key and deletes those of another one. The rows of
-    a shard must follow from the manifest and the shard's number alone; the size of a shard therefore belongs into
-    `manifest.config`.
+    Opening and reading change nothing. `missing`, which begins writing and so needs the work directory's lock, keeps
+    the shards that were made under an equal manifest key and deletes those of another one. The rows of a shard must
+    follow from the manifest and the shard's number alone; its size therefore belongs into `manifest.config`.
 
     Example:
         shards = ShardSet(work.artifact("queries"), manifest)
@@ -36,7 +36,7 @@ class ShardSet:
     """
 
     def __init__(self, directory: str | Path, manifest: Manifest) -> None:
-        """Open `directory`, which is created when missing.
+        """Look at what is in `directory`; nothing is created or deleted before `missing`.
 
         Args:
             directory: of the artifact; its `shards.json` and `manifest.json` belong to this class.
@@ -44,23 +44,23 @@ class ShardSet:
         """
         self.directory = Path(directory)
         self.manifest = manifest
-        self._n_shards: int | None = None
-        self.directory.mkdir(parents=True, exist_ok=True)
-        reason, self._n_shards = self._unusable()
-        if reason:
-            self._clear(reason)
+        self._unusable, self._n_shards = self._look()
 
     def missing(self, n_shards: int) -> list[int]:
         """Which of `n_shards` shards are to be made, ascending. A damaged shard counts as missing.
 
-        Another number of shards than last time means other borders: then all are dropped.
+        Shards of another manifest are dropped. Another number of shards than last time means other borders: then all
+        are dropped too.
         """
         if self._n_shards != n_shards:
-            if self._n_shards is not None:
-                self._clear(f"{n_shards} shards wanted but was {self._n_shards}")
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._clear(self._unusable or f"{n_shards} shards wanted but was {self._n_shards}")
             write_json(self.directory / PROGRESS_NAME, {"manifest": self.manifest.as_json(), "n_shards": n_shards})
-            self._n_shards = n_shards
-        return [shard for shard in range(n_shards) if not self._whole(shard)]
+            self._unusable, self._n_shards = "", n_shards
+        todo = [shard for shard in range(n_shards) if not self._whole(shard)]
+        if todo:
+            retract(self.directory)
+        return todo
 
     def path(self, shard: int) -> Path:
         """The file of a shard."""
@@ -93,18 +93,16 @@ class ShardSet:
         """The shards in order, one at a time in memory.
 
         Raises:
-            ArtifactError: when the set is not complete, or a shard is damaged.
+            ArtifactError: when the set is not complete or has another manifest, or a shard is damaged.
         """
-        if self._n_shards is None:
-            raise ArtifactError(f"{self.directory} has no shards yet; call missing() and write() first")
-        for shard in range(self._n_shards):
+        for shard in range(self._number()):
             yield self.read(shard)
 
     def table(self) -> pa.Table:
         """All shards as one table, not copied together.
 
         Raises:
-            ArtifactError: when the set is not complete, is empty, or a shard is damaged.
+            ArtifactError: when the set is not complete or empty or has another manifest, or a shard is damaged.
         """
         import pyarrow as pa
 
@@ -119,36 +117,42 @@ class ShardSet:
         Raises:
             ArtifactError: when a shard is missing.
         """
-        if self._n_shards is None:
-            raise ArtifactError(f"{self.directory} has no shards yet; call missing() and write() first")
-        if todo := self.missing(self._n_shards):
-            raise ArtifactError(f"{self.directory} misses {len(todo)} of {self._n_shards} shards; write them first")
-        names = [self.path(shard).name for shard in range(self._n_shards)] + (files or [])
+        n_shards = self._number()
+        if todo := self.missing(n_shards):
+            raise ArtifactError(f"{self.directory} misses {len(todo)} of {n_shards} shards; write them first")
+        names = [self.path(shard).name for shard in range(n_shards)] + (files or [])
         done = self.manifest.with_counts(counts).with_files(self.directory, names)
         done.write(self.directory)
         return done
 
-    def _unusable(self) -> tuple[str, int | None]:
-        """Why the shards on disk cannot be kept ("" when they can), and how many there are to be."""
+    def _number(self) -> int:
+        if self._n_shards is None:
+            raise ArtifactError(f"{self.directory} cannot be used: {self._unusable}; run its step again to make it")
+        return self._n_shards
+
+    def _look(self) -> tuple[str, int | None]:
+        """Why the shards on disk cannot be used ("" when they can), and how many there are to be (None if so)."""
         path = self.directory / PROGRESS_NAME
         try:
             progress = read_json(path)
             found = manifest_of(progress.get("manifest") if isinstance(progress, dict) else None, path)
         except FileNotFoundError:
-            return "no record of what made them", None
+            return "no record of what made its shards", None
         except ArtifactError as error:
             return str(error), None
+        if difference := self.manifest.difference(found):
+            return difference, None
         n_shards = progress.get("n_shards")
-        return self.manifest.difference(found), n_shards if isinstance(n_shards, int) else None
+        return ("", n_shards) if isinstance(n_shards, int) else ("no record of how many shards it has", None)
 
     def _clear(self, reason: str) -> None:
         # The manifest goes first: a kill in between must not leave a manifest beside half of its shards.
         stale = [path for path in sorted(self.directory.iterdir()) if _SHARD.fullmatch(path.name)]
         if stale:
             logger.info("%s: dropping %d shards: %s", self.directory, len(stale), reason)
-        for path in [self.directory / MANIFEST_NAME, *stale, self.directory / PROGRESS_NAME]:
+        retract(self.directory)
+        for path in [*stale, self.directory / PROGRESS_NAME]:
             path.unlink(missing_ok=True)
-        self._n_shards = None
 
     def _whole(self, shard: int) -> bool:
         import pyarrow as pa

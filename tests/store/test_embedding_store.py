@@ -79,6 +79,19 @@ def test_anything_else_starts_anew(tmp_path, change):
     assert store.missing() == list(range(store.n_shards))
 
 
+def test_rows_of_two_batch_sizes_are_never_mixed(tmp_path):
+    """The last bits of an embedding depend on what else is in the batch."""
+    store = EmbeddingStore(tmp_path, "f", 5, 23, shard_rows=10, batch_size=64)
+    store.write(0, VALUES[:10])
+    assert EmbeddingStore(tmp_path, "f", 5, 23, shard_rows=10, batch_size=64).missing() == [1, 2]
+    again = EmbeddingStore(tmp_path, "f", 5, 23, shard_rows=10, batch_size=8)
+    assert again.missing() == [0, 1, 2]
+    fill(again, VALUES)
+    before = (tmp_path / "embeddings.json").read_bytes()
+    assert EmbeddingStore(tmp_path, "f", 5, 23, shard_rows=10, batch_size=64).missing() == []
+    assert (tmp_path / "embeddings.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("damage", ["record", "length", "header", "gone"])
 def test_damage_starts_anew(tmp_path, damage):
     store = EmbeddingStore(tmp_path, "f", 5, 23)

@@ -9,7 +9,7 @@ import pytest
 
 from gplfast.errors import ArtifactError, ConfigError
 from gplfast.store.atomic import write_json
-from gplfast.store.manifest import Manifest, freshness, verify
+from gplfast.store.manifest import Manifest, freshness, retract, verify
 from gplfast.store.shards import ShardSet
 
 MANIFEST = Manifest(
@@ -48,6 +48,14 @@ def test_counts_and_files_are_not_part_of_the_key(tmp_path):
     assert Manifest.read(tmp_path) == done
     assert done.key == MANIFEST.key
     assert freshness(tmp_path, MANIFEST) == (True, "fresh")
+
+
+def test_a_retracted_manifest_is_gone_and_twice_is_fine(tmp_path):
+    MANIFEST.write(tmp_path)
+    for _ in range(2):
+        retract(tmp_path)
+        assert freshness(tmp_path, MANIFEST) == (False, "missing")
+    retract(tmp_path / "never made")
 
 
 def test_missing_truncated_and_changed_files(tmp_path):

@@ -96,6 +96,16 @@ def test_messages(tmp_path):
         store.lookup(["a"], ["b", "c"])
     with pytest.raises(ShapeError, match=r"scores have shape \(2,\) but there are 1 pairs"):
         store.append(["a"], ["b"], np.zeros(2, np.float32))
-    with pytest.raises(DataError, match="score 0 is nan for query 'a'"):
-        store.append(["a"], ["b"], np.array([np.nan], np.float32))
+    with pytest.raises(DataError, match="score 0 is inf for query 'a'"):
+        store.append(["a"], ["b"], np.array([np.inf], np.float32))
     assert len(store) == 0
+
+
+def test_that_a_teacher_has_no_score_is_remembered(tmp_path):
+    store = ScoreStore(tmp_path, "t")
+    assert store.append(["a", "b"], ["d", "d"], np.array([np.nan, 1], np.float32)) == 2
+    for each in (store, ScoreStore(tmp_path, "t")):
+        found = each.lookup(["a", "b", "c"], ["d", "d", "d"])
+        assert found.known.tolist() == [True, True, False]
+        assert np.isnan(found.scores[[0, 2]]).all()
+        assert each.append(["a"], ["d"], np.zeros(1, np.float32)) == 0

@@ -107,10 +107,30 @@ def test_finished_shards_are_kept_and_read_in_order(tmp_path):
 def test_another_configuration_drops_them(tmp_path, caplog):
     make(tmp_path).finish({})
     with caplog.at_level("INFO"):
-        shards = ShardSet(tmp_path, replace(MANIFEST, config={"shard_rows": 10}))
+        assert ShardSet(tmp_path, replace(MANIFEST, config={"shard_rows": 10})).missing(2) == [0, 1]
     assert "dropping 4 shards: config.shard_rows is 10 but was 1000" in caplog.text
-    assert list(tmp_path.iterdir()) == []
-    assert shards.missing(2) == [0, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["shards.json"]
+
+
+def test_opening_and_reading_change_nothing(tmp_path):
+    """Reading takes no lock, so it must not delete what another process made or is making."""
+    make(tmp_path / "a").finish({})
+    before = content(tmp_path / "a")
+    assert ShardSet(tmp_path / "a", MANIFEST).table().num_rows == 2 * N_SHARDS
+    other = ShardSet(tmp_path / "a", replace(MANIFEST, config={"shard_rows": 10}))
+    with pytest.raises(ArtifactError, match=r"cannot be used: config\.shard_rows is 10 but was 1000; run its step"):
+        other.table()
+    with pytest.raises(ArtifactError, match="cannot be used: no record of what made its shards"):
+        ShardSet(tmp_path / "b", MANIFEST).table()
+    assert content(tmp_path / "a") == before
+    assert not (tmp_path / "b").exists()
+
+
+def test_no_manifest_stays_beside_a_shard_that_is_made_again(tmp_path):
+    make(tmp_path).finish({})
+    (tmp_path / "shard-00001.parquet").unlink()
+    assert ShardSet(tmp_path, MANIFEST).missing(N_SHARDS) == [1]
+    assert not (tmp_path / "manifest.json").exists()
 
 
 def test_another_number_of_shards_drops_them(tmp_path):
@@ -141,7 +161,7 @@ def test_use_in_the_wrong_order(tmp_path):
     shards = ShardSet(tmp_path, MANIFEST)
     with pytest.raises(ArtifactError, match=r"call missing\(\) first"):
         shards.write(0, pa.table({}))
-    with pytest.raises(ArtifactError, match="has no shards yet"):
+    with pytest.raises(ArtifactError, match="cannot be used: no record of what made its shards"):
         shards.finish({})
     shards.missing(2)
     with pytest.raises(ArtifactError, match=r"shard 2 of .* is not below 2"):
