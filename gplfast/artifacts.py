@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gplfast.store.negatives import Negatives
 
 Report = Callable[[str, int, int], None]
+# Which step makes the inputs that a manifest names, besides the corpus.
+_MAKERS = {"queries": "generate", "negatives": "mine"}
 
 
 class ModelFile:
@@ -110,7 +112,8 @@ class Artifacts:
 
         folder = self._judgements_folder()
         queries = load_queries(folder)
-        qrels = load_qrels(folder, self.config.evaluate.split, self.corpus, queries)
+        given = self.config.evaluate
+        qrels = load_qrels(folder, given.split, self.corpus, queries, allow_unknown=given.allow_unknown)
         grades = sorted((query, sorted(docs.items())) for query, docs in qrels.items())
         identity = f"{self.corpus.fingerprint} {queries.fingerprint} {grades}"
         return evaluate.judged(self.corpus, queries, qrels, hashlib.sha256(identity.encode()).hexdigest())
@@ -166,7 +169,10 @@ class Artifacts:
         raise ConfigError(f"step is {step!r} but must be one of generate, mine, label, train gpl, train genq")
 
     def _input(self, step: str) -> Manifest:
-        """The manifest of an earlier step: the wanted one, or on its own the one that is on disk."""
+        """The manifest of an earlier step: the wanted one, or on its own the one that is on disk.
+
+        Row numbers mean something only together with what they were made from, so then the whole chain is checked.
+        """
         if not self.alone:
             return self.wanted(step)
         directory, command = self.directory(step), step.partition(" ")[0]
@@ -178,6 +184,9 @@ class Artifacts:
             ) from None
         if found.inputs.get("corpus") != self.corpus.fingerprint:
             raise ArtifactError(f"{directory} was made from another corpus; run `gplfast {command}` again")
+        for name, maker in _MAKERS.items():
+            if name in found.inputs and found.inputs[name] != self._input(maker).key:
+                raise ArtifactError(f"{directory} was made from other {name}; run `gplfast {command}` again")
         return found
 
     def directory(self, step: str) -> Path:
