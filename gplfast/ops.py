@@ -188,6 +188,11 @@ def margins(
     return _core.margins(positive_scores, positive_indptr, negative_scores, negative_indptr, reference)
 
 
+def available_threads() -> int:
+    """CPUs this process may use: its affinity, and the quota of its control group."""
+    return _core.available_threads()
+
+
 def info() -> dict[str, object]:
     """Say what the compiled part uses on this machine.
 

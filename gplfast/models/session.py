@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import logging
-import os
 from typing import TYPE_CHECKING, Any
 
+from gplfast import ops
 from gplfast.errors import MissingExtraError, ModelError, UnavailableError
 
 if TYPE_CHECKING:
@@ -41,10 +41,11 @@ def import_onnxruntime() -> ModuleType:
 
 
 def default_threads() -> int:
-    """CPUs this process may run on; ONNX Runtime's own default counts the host's, which over-subscribes containers."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """CPUs this process may use, as the extension counts them: affinity and the container's quota.
+
+    ONNX Runtime's own default counts the host's, which over-subscribes containers.
+    """
+    return ops.available_threads()
 
 
 class Session:

@@ -20,7 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gplfast.errors import ArtifactError, MissingExtraError, ModelError, UnavailableError
-from gplfast.store.atomic import read_json, write_json
+from gplfast.models.allocator import keep_memory
+from gplfast.models.session import default_threads
+from gplfast.store.atomic import read_json, sync, write_json
 
 if TYPE_CHECKING:
     from gplfast.config import TrainConfig
@@ -66,7 +68,11 @@ class Fit:
 
 
 def prepare(seed: int, threads: int = 0) -> None:
-    """Check that training is installed, seed every generator and set the threads.
+    """Check that training is installed, seed every generator, and set the threads and the C library's allocator.
+
+    Args:
+        seed: Of every generator.
+        threads: CPU threads, 0 for all that this process may use.
 
     Raises:
         MissingExtraError: sentence-transformers' training parts are not installed.
@@ -81,8 +87,10 @@ def prepare(seed: int, threads: int = 0) -> None:
         import transformers
     except ImportError as error:
         raise MissingExtraError(f"training needs {error.name}: pip install 'gplfast[train]'") from error
-    if threads:
-        torch.set_num_threads(threads)
+    # torch counts the CPUs of the affinity but not the container's quota.
+    torch.set_num_threads(threads or min(torch.get_num_threads(), default_threads()))
+    if not torch.cuda.is_available():
+        keep_memory()
     transformers.set_seed(seed % 2**32)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -148,7 +156,7 @@ def fit(
     seed: int,
     progress: Progress | None = None,
 ) -> Fit:
-    """Train in place, going on from the newest whole checkpoint of the same key.
+    """Train in place, going on from the newest whole checkpoint of the same key and precision.
 
     MarginMSE when the examples have margins: rows in file order, dot or cosine as the configuration says. Otherwise
     MultipleNegativesRanking: shuffled per epoch, no passage (by text) twice in a batch.
@@ -157,14 +165,15 @@ def fit(
         UnavailableError: bf16 was asked for and the device does not have it.
     """
     precision = resolve_precision(config.precision)
-    whole = _usable_checkpoints(checkpoints, key)
+    mark = {"key": key, "precision": precision}
+    whole = _usable_checkpoints(checkpoints, mark)
     trainer = _trainer_class()(
         model=student,
         args=_arguments(checkpoints, config, examples, n_steps=n_steps, seed=seed, precision=precision),
         train_dataset=_dataset(examples),
         loss=_loss(student, config, examples),
         data_collator=_collator(student, examples),
-        callbacks=[_callback(key, progress)],
+        callbacks=[_callback(mark, progress)],
     )
     for shown in ("ProgressCallback", "PrinterCallback"):
         for callback in [item for item in trainer.callback_handler.callbacks if type(item).__name__ == shown]:
@@ -180,12 +189,8 @@ def save(student: Any, path: Path) -> None:
     for leftover in path.parent.glob(f".{path.name}.*.tmp.d"):
         shutil.rmtree(leftover)
     student.save_pretrained(str(temporary), create_model_card=False)
-    for file in sorted(item for item in temporary.rglob("*") if item.is_file()):
-        handle = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    for item in (*sorted(temporary.rglob("*")), temporary):
+        sync(item)
     if path.exists():
         shutil.rmtree(path)
     temporary.rename(path)
@@ -324,7 +329,7 @@ def _arguments(
     )
 
 
-def _callback(key: str, progress: Progress | None) -> Any:
+def _callback(mark: dict[str, str], progress: Progress | None) -> Any:
     from transformers import TrainerCallback
 
     class Marker(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -332,7 +337,7 @@ def _callback(key: str, progress: Progress | None) -> Any:
 
         def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
             path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            write_json(path / _MARK, {"key": key, "step": int(state.global_step)})
+            write_json(path / _MARK, {**mark, "step": int(state.global_step)})
 
         def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:  # noqa: ARG002
             if progress is not None:
@@ -354,12 +359,12 @@ def _trainer_class() -> Any:
     return Trainer
 
 
-def _usable_checkpoints(directory: Path, key: str) -> list[Path]:
-    """Whole checkpoints of this key, oldest first; others are deleted."""
+def _usable_checkpoints(directory: Path, mark: dict[str, str]) -> list[Path]:
+    """Whole checkpoints with this mark, oldest first; others are deleted."""
     usable = []
     for path in sorted(directory.glob("checkpoint-*"), key=lambda item: int(item.name.rpartition("-")[2])):
         try:
-            whole = read_json(path / _MARK).get("key") == key
+            whole = mark.items() <= read_json(path / _MARK).items()
         except (FileNotFoundError, ArtifactError):
             whole = False
         if whole:

@@ -17,7 +17,7 @@ from gplfast.mining.bm25 import Bm25, Ranking
 from gplfast.mining.lists import Lists, from_sequences
 from gplfast.mining.rerank import rerank
 from gplfast.store.atomic import read_json, read_parquet, write_json, write_parquet
-from gplfast.store.manifest import Manifest, freshness
+from gplfast.store.manifest import Manifest, freshness, retract
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,6 +110,7 @@ def evaluate(
         directory.mkdir(parents=True, exist_ok=True)
         run = to_run(data, retrieve(), config.top_k)
         result = measure(data.qrels, run, data.ids)
+        retract(directory)
         _write(directory, run, result)
         files = ["metrics.json", "queries.parquet", "run.parquet"]
         wanted.with_counts({"queries": len(data.ids)}).with_files(directory, files).write(directory)
@@ -210,7 +211,7 @@ def measure(qrels: Qrels, run: Mapping[str, Mapping[str, float]], query_ids: Seq
     try:
         import ir_measures
     except ImportError as error:
-        raise MissingExtraError("evaluation needs ir-measures: pip install 'gplfast[train]'") from error
+        raise MissingExtraError("evaluation needs ir-measures: pip install 'gplfast[eval]'") from error
 
     names = dict(
         zip(

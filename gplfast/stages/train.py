@@ -17,7 +17,7 @@ from gplfast.mining.lists import same_text_groups
 from gplfast.models import student as students
 from gplfast.models.student import Examples
 from gplfast.store.atomic import write_json
-from gplfast.store.manifest import Manifest, freshness
+from gplfast.store.manifest import Manifest, freshness, retract
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,10 @@ Report = Callable[[str, int, int], None]
 
 
 def manifest(inputs: dict[str, str], base_fingerprint: str, config: TrainConfig, loss: str, seed: int) -> Manifest:
-    """What the trained model depends on."""
+    """What the trained model depends on.
+
+    A precision of "auto" stands here as such: what it became on the device is in `training.json` and in checkpoints.
+    """
     settings = {**output_settings(config), "loss": loss, "seed": seed}
     unused = ("scale",) if loss == MARGIN_MSE else ("rescale", "rescale_range", "label_mean", "label_clip")
     for name in unused:
@@ -124,6 +127,7 @@ def train(
         progress=None if report is None else lambda step, steps: report("train", step, steps),
     )
     directory.mkdir(parents=True, exist_ok=True)
+    retract(directory)
     students.save(student, model_path)
     write_json(directory / "training.json", {**done, "precision": fit.precision, "losses": fit.losses})
     files = sorted(path.relative_to(directory).as_posix() for path in model_path.rglob("*") if path.is_file())

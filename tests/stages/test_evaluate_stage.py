@@ -131,3 +131,18 @@ def test_systems_on_other_queries_cannot_be_compared():
     second, _ = results(np.zeros(5))
     with pytest.raises(DataError, match="one system has 4 queries and the other 5"):
         evaluate.significance(first, second, "t-test")
+
+
+def test_a_kill_while_an_evaluation_is_replaced_leaves_nothing_that_looks_finished(tmp_path, monkeypatch):
+    found, config = data(), EvaluateConfig()
+    ranking = Ranking(np.array([[2.0, 1.0], [2.0, 1.0]], np.float32), np.array([[0, 1], [0, 1]]))
+    old, new = (evaluate.manifest(found.fingerprint, "bi-encoder", {"student": name}, config) for name in "fg")
+    evaluate.evaluate(found, tmp_path, old, config, lambda: ranking)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(found, tmp_path, new, config, lambda: ranking)
+    assert freshness(tmp_path, old) == (False, "missing")

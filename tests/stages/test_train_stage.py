@@ -16,6 +16,7 @@ from gplfast.models.checkpoint import fingerprint
 from gplfast.models.student import Examples
 from gplfast.stages import train
 from gplfast.store.generated import GeneratedQueries
+from gplfast.store.manifest import freshness
 
 pytest.importorskip("sentence_transformers", reason="the train extra is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -97,13 +98,20 @@ def test_a_trained_model_is_a_normal_one_and_the_same_every_time(tmp_path, world
     assert report["precision"] == "fp32"
 
 
-def test_a_run_that_stopped_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path, world, monkeypatch):
-    """GPL's checkpoints had no optimizer state: its training could not go on."""
-    whole, _ = run(tmp_path / "a", world, examples())
+def genq_examples():
+    corpus = tiny.corpus(12)
+    return train.from_queries(corpus, GeneratedQueries(tiny.texts(16, seed=3), np.arange(16, dtype=np.int64) % 12))
+
+
+@pytest.mark.parametrize("loss", [train.MARGIN_MSE, train.MNRL])
+def test_a_run_that_stopped_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path, world, monkeypatch, loss):
+    """GPL's checkpoints had no optimizer state: its training could not go on. GenQ's is killed in its second epoch."""
+    rows = examples() if loss == train.MARGIN_MSE else genq_examples()
+    whole, _ = run(tmp_path / "a", world, rows, loss=loss)
     real = students._callback
 
-    def stopping(key, progress):
-        callback = real(key, progress)
+    def stopping(mark, progress):
+        callback = real(mark, progress)
         ending = callback.on_step_end
 
         def stop(args, state, *rest, **more):
@@ -116,7 +124,7 @@ def test_a_run_that_stopped_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_pa
 
     monkeypatch.setattr(students, "_callback", stopping)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "b", world, examples())
+        run(tmp_path / "b", world, rows, loss=loss)
     monkeypatch.setattr(students, "_callback", real)
     checkpoints = tmp_path / "b" / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-4"]
@@ -124,9 +132,9 @@ def test_a_run_that_stopped_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_pa
     half_written.mkdir()
     (half_written / "model.safetensors").write_bytes(b"half")
     steps = []
-    wanted = train.manifest({"margins": "m"}, fingerprint(world.student), CONFIG, train.MARGIN_MSE, 0)
+    wanted = train.manifest({"margins": "m"}, fingerprint(world.student), CONFIG, loss, 0)
     resumed = train.train(
-        examples,
+        lambda: rows,
         world.student,
         tmp_path / "b",
         wanted,
@@ -157,12 +165,38 @@ def test_a_run_killed_after_the_last_step_does_not_train_further(tmp_path, world
     assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
 
 
+def test_a_kill_while_the_model_is_replaced_leaves_nothing_that_looks_finished(tmp_path, world, monkeypatch):
+    """Another model of the same shape has files of the same sizes, so beside the old manifest it would pass for it."""
+    other = dataclasses.replace(CONFIG, learning_rate=1e-3)
+    run(tmp_path, world, examples())
+    old = train.manifest({"margins": "m"}, fingerprint(world.student), CONFIG, train.MARGIN_MSE, 0)
+    assert freshness(tmp_path, old).fresh
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "write_json", killed)  # the new model is there, training.json and the manifest are not
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, world, examples(), other)
+    after = (tmp_path / "model" / "model.safetensors").read_bytes()
+    assert len(before) == len(after)
+    assert before != after
+    assert freshness(tmp_path, old) == (False, "missing")
+    run(tmp_path, world, examples())
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+
+
 def test_checkpoints_of_other_settings_are_not_gone_on_from(tmp_path, world):
-    for name, mark in (("checkpoint-2", '{"key": "k"}'), ("checkpoint-4", '{"key": "other"}'), ("checkpoint-10", None)):
-        (tmp_path / name).mkdir()
-        if mark:
-            (tmp_path / name / "gplfast.json").write_text(mark)
-    assert [path.name for path in students._usable_checkpoints(tmp_path, "k")] == ["checkpoint-2"]
+    """Neither those of another precision, which "auto" may become on another machine."""
+    mark = {"key": "k", "precision": "bf16"}
+    marks = {2: mark, 4: {**mark, "key": "other"}, 6: {**mark, "precision": "fp32"}, 8: {"key": "k"}, 10: None}
+    for step, found in marks.items():
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if found:
+            (tmp_path / f"checkpoint-{step}" / "gplfast.json").write_text(json.dumps(found))
+    assert [path.name for path in students._usable_checkpoints(tmp_path, mark)] == ["checkpoint-2"]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
