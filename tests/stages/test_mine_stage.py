@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import tiny
 
-from gplfast.config import MineConfig
+from gplfast.config import GenerateConfig, MineConfig
 from gplfast.mining import dense
-from gplfast.stages import mine
+from gplfast.stages import generate, mine
 from gplfast.store.corpus import load_corpus
 from gplfast.store.generated import GeneratedQueries
+from gplfast.store.shards import ShardSet
 
 
 def run(folder, corpus, queries, encoders, **options):
@@ -100,3 +101,39 @@ def test_shards_do_not_change_the_answer(tmp_path, queries, monkeypatch):
     parts = run(tmp_path / "b", corpus, queries, encoders, negatives_per_query=4)
     assert len(list((tmp_path / "b" / "mine").glob("shard-*"))) == 3
     assert whole.table().equals(parts.table())
+
+
+def test_a_run_killed_between_shards_goes_on_to_the_same_bytes(tmp_path, queries, monkeypatch):
+    monkeypatch.setattr(mine, "SHARD_QUERIES", 5)
+    corpus, encoders = tiny.corpus(30), {"a": tiny.HashEncoder(), "bm25": None}
+    run(tmp_path / "a", corpus, queries, encoders, negatives_per_query=4)
+    with monkeypatch.context() as patch:
+        real, written = ShardSet.write, []
+
+        def dying(self, shard, table):
+            if len(written) == 2:
+                raise KeyboardInterrupt
+            real(self, shard, table)
+            written.append(shard)
+
+        patch.setattr(ShardSet, "write", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "b", corpus, queries, encoders, negatives_per_query=4)
+    kept = {path.name: path.stat().st_ino for path in (tmp_path / "b" / "mine").glob("shard-*")}
+    assert len(kept) == 2
+    run(tmp_path / "b", corpus, queries, encoders, negatives_per_query=4)
+    for path in sorted((tmp_path / "a" / "mine").iterdir()):
+        again = tmp_path / "b" / "mine" / path.name
+        assert path.read_bytes() == again.read_bytes(), path.name
+        assert kept.get(path.name, again.stat().st_ino) == again.stat().st_ino
+
+
+def test_negatives_come_from_all_passages_when_queries_come_from_a_sample(tmp_path):
+    """GPL resized the corpus to limit the queries and then mined the resized one: its negatives were easier."""
+    config = GenerateConfig(queries_per_passage=1, max_queries=4)
+    sampled = generate.plan(40, config, 0).passages
+    assert len(sampled) == 4
+    asked = GeneratedQueries([f"query {i}" for i in range(4)], sampled)
+    found = run(tmp_path, tiny.corpus(40), asked, {"a": tiny.HashEncoder()})
+    for query in range(4):
+        assert set(found.lists["a"][query].tolist()) == set(range(40)) - {int(sampled[query])}
