@@ -29,7 +29,10 @@ def _setting(
     choices: tuple[str, ...] = (),
     output: bool = True,
 ) -> Any:
-    """A dataclass field with its help and limits; without `output` it changes no bytes and makes nothing stale."""
+    """A dataclass field with its help and limits; without `output` it makes nothing stale.
+
+    Such a setting changes nothing that counts: no bytes, or (batch sizes) only the last bits of floats.
+    """
     metadata = {"help": text, "low": low, "high": high, "choices": choices, "output": output}
     return dataclasses.field(default=default, metadata=metadata)
 
