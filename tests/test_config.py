@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from gplfast.config import DEMO, PRESETS, SECTIONS, RunConfig, TrainConfig, load_config, output_settings
+from gplfast.config import DEMO, PRESETS, SECTIONS, GenerateConfig, RunConfig, TrainConfig, load_config, output_settings
 from gplfast.errors import ConfigError
 
 
@@ -139,3 +139,18 @@ def test_steps_are_given_or_follow_from_the_queries():
     assert TrainConfig().n_warmup(140_000) == 1000
     assert TrainConfig(warmup_steps=0, warmup_share=0.1).n_warmup(95) == 10
     assert TrainConfig().n_warmup(5) == 5
+
+
+def test_settings_are_checked_however_they_are_made():
+    with pytest.raises(ConfigError, match=r"GenerateConfig: top_p is 2\.0 but must be at most 1"):
+        GenerateConfig(top_p=2.0)
+    with pytest.raises(ConfigError, match="TrainConfig: similarity is 'l2' but must be one of dot, cosine"):
+        dataclasses.replace(TrainConfig(), similarity="l2")
+    with pytest.raises(ConfigError, match=r"RunConfig: train is \{\} but must be TrainConfig\("):
+        RunConfig(train={})
+    assert TrainConfig(rescale_range=[-1, 1]).rescale_range == (-1.0, 1.0)
+
+
+def test_bare_settings_claim_no_preset():
+    assert RunConfig().preset == ""
+    assert load_config().preset == "nano"

@@ -151,6 +151,9 @@ def test_what_is_made_can_be_written_as_gpls_files(world, finished, tmp_path):
 
     work = Pipeline(world.corpus, finished.work, load_config(), alone=True)
     written = [path.relative_to(tmp_path).as_posix() for path in export_gpl(work, tmp_path)]
+    assert written[0] == "corpus.jsonl"
+    assert load_corpus(tmp_path).fingerprint == load_corpus(world.corpus).fingerprint
+    written = written[1:]
     assert written == ["qgen-queries.jsonl", "qgen-qrels/train.tsv", "hard-negatives.jsonl", "gpl-training-data.tsv"]
     corpus, queries = load_corpus(world.corpus), gpl.read_queries(tmp_path / written[0])
     assert queries.ids[0] == "genQ1"

@@ -1,0 +1,318 @@
+"""What is said before any work: wrong models, missing packages, flags without effect, what cannot be read."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+import gplfast
+from gplfast import cli, config, preflight
+from gplfast.errors import ArtifactError, ConfigError, DataError, MissingExtraError, ModelError
+from gplfast.flags import read_settings
+from gplfast.models import BiEncoder
+from gplfast.models.checkpoint import fingerprint
+from gplfast.pipeline import Pipeline, adapt
+from gplfast.store.corpus import load_corpus
+from gplfast.store.manifest import Manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return tiny.world(tmp_path_factory)
+
+
+@pytest.fixture(autouse=True)
+def cache(world, monkeypatch):
+    monkeypatch.setenv("GPLFAST_CACHE", str(world.cache))
+
+
+def run(capsys, *arguments):
+    try:
+        status = cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def pretend_trained(world, work, *, base, similarity="dot", record=True):
+    """A work directory as training leaves it, without the training."""
+    directory = work / "train" / "gpl"
+    (directory / "model").mkdir(parents=True)
+    for file in world.student.iterdir():
+        (directory / "model" / file.name).write_bytes(file.read_bytes())
+    made = {"pooling": "cls", "similarity": similarity}
+    inputs = {"corpus": load_corpus(world.corpus).fingerprint}
+    Manifest("model", inputs, made, {"base": fingerprint(base)}).write(directory)
+    if record:
+        (directory / "base.json").write_text(json.dumps({"name": str(base)}))
+
+
+# ---- zero-shot
+
+
+def test_zero_shot_is_what_was_trained_whatever_the_preset_says(world, tmp_path):
+    pretend_trained(world, tmp_path, base=world.student)
+    other = config.load_config(overrides={"train": {"base": str(world.teacher)}})
+    pipeline = Pipeline(world.corpus, tmp_path, other, alone=True)
+    system = pipeline.system("zero-shot")
+    assert (system.model, system.pooling, system.similarity) == (world.student, "cls", "dot")
+    wanted = system.wanted(pipeline.judged, other)
+    assert (wanted.config["pooling"], wanted.config["similarity"]) == ("cls", "dot")
+    assert wanted.models == {"student": fingerprint(world.student)}
+
+
+def test_a_base_that_is_not_found_is_said(world, tmp_path):
+    pretend_trained(world, tmp_path, base=world.student, record=False)
+    other = config.load_config(overrides={"train": {"base": str(world.teacher)}})
+    with pytest.raises(
+        ArtifactError, match=r"was trained from another model than .*; give its directory with --train-"
+    ):
+        Pipeline(world.corpus, tmp_path, other, alone=True).system("zero-shot")
+    same = config.load_config(overrides={"train": {"base": str(world.student)}})
+    assert Pipeline(world.corpus, tmp_path, same, alone=True).system("zero-shot").model == world.student
+
+
+def test_flags_of_another_student_are_refused(capsys, world, tmp_path):
+    pretend_trained(world, tmp_path, base=world.student)
+    common = ["evaluate", "--corpus", world.corpus, "--work", tmp_path, "--quiet"]
+    status, _, err = run(capsys, *common, "--train-base", world.teacher)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--train-base is" in err
+    assert "was trained with another" in err
+    assert run(capsys, *common, "--train-similarity", "cosine")[0] == 2
+
+
+def test_a_run_measures_the_plain_student_as_it_is_trained(world, tmp_path):
+    settings = world.settings(train={"pooling": "max", "similarity": "dot"})
+    pipeline = Pipeline(world.corpus, tmp_path, config.load_config(overrides=settings))
+    system = pipeline.system("zero-shot")
+    assert (system.pooling, system.similarity) == ("max", "dot")
+
+
+def test_pooling_of_a_plain_model_changes_vectors_and_fingerprint(world):
+    encoders = [BiEncoder.open(world.student, pooling=pooling, threads=1) for pooling in ("mean", "cls", "max")]
+    assert len({encoder.fingerprint for encoder in encoders}) == 3
+    assert encoders[0].fingerprint == BiEncoder.open(world.student, threads=1).fingerprint
+    mean, cls, largest = (encoder.encode(["the king of france"]) for encoder in encoders)
+    assert not np.allclose(mean, cls)
+    assert (largest >= mean).all()
+
+
+# ---- evaluation without a trained model
+
+
+def test_evaluate_leaves_out_what_is_not_trained(capsys, world, tmp_path):
+    work = tmp_path / "work"
+    common = ["evaluate", "--corpus", world.corpus, "--work", work, "--quiet"]
+    status, out, err = run(capsys, *common, "--systems", "bm25", "gpl")
+    assert status == 0, err
+    assert [line.split()[0] for line in out.splitlines()[3:-1]] == ["bm25"]
+    status, _, err = run(
+        capsys, "evaluate", "--corpus", world.corpus, "--work", tmp_path / "none", "--systems", "gpl", "genq"
+    )
+    assert status == 2
+    assert "nothing to evaluate: of gpl, genq none is trained in" in err
+    assert not (tmp_path / "none").exists()
+
+
+def test_unknown_judgements_can_be_left_out(capsys, world, tmp_path):
+    folder = tiny.write_corpus(tmp_path / "corpus", 12)
+    with (folder / "qrels" / "test.tsv").open("a") as file:
+        file.write("q1\tnowhere\t1\n")
+    common = ["evaluate", "--corpus", folder, "--work", tmp_path / "w", "--systems", "bm25", "--quiet"]
+    status, _, err = run(capsys, *common)
+    assert (status, "nowhere" in err) == (2, True)
+    assert run(capsys, *common, "--allow-unknown")[0] == 0
+
+
+# ---- models of the wrong kind, packages that are missing
+
+
+@pytest.mark.parametrize(
+    ("setting", "model", "message"),
+    [
+        ("generate.model", "student", r"generator: .* is BertModel .* but must be a T5"),
+        ("label.model", "student", r"cross-encoder: .* has no classifier.weight"),
+        ("label.model", "generator", r"model_type is 't5' but an encoder must be one of"),
+        ("train.base", "teacher", r"student: .* is BertForSequenceClassification .*, a cross-encoder"),
+        ("mine.retrievers", "teacher", r"retriever: .* a cross-encoder, which scores pairs and has no vectors"),
+        ("mine.retrievers", "generator", r"retriever: .* is T5.* but must be an encoder: bert"),
+    ],
+)
+def test_models_of_the_wrong_kind_are_said_before_any_work(world, tmp_path, setting, model, message):
+    path, (section, name) = str(getattr(world, model)), setting.split(".")
+    settings = world.settings(**{section: {name: [path] if name == "retrievers" else path}})
+    with pytest.raises(ModelError, match=message):
+        adapt(world.corpus, work=tmp_path / "work", config=settings)
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_teacher_has_one_output(tmp_path):
+    from models.conftest import build_encoder
+
+    with pytest.raises(ModelError, match="has 3 outputs but a teacher must have 1"):
+        preflight.teacher(build_encoder(tmp_path, "bert", n_labels=3))
+
+
+@pytest.mark.parametrize(
+    ("package", "extra"),
+    [
+        ("torch", "gplfast[train]"),
+        ("onnxruntime", "gplfast[cpu]"),
+        ("ir_measures", "gplfast[eval]"),
+        ("scipy", "gplfast[eval]"),
+    ],
+)
+def test_a_missing_package_names_its_extra(world, tmp_path, monkeypatch, package, extra):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(
+        MissingExtraError, match=rf" needs {package.replace('_', '-')}, .*: pip install '{re.escape(extra)}'"
+    ):
+        adapt(world.corpus, work=tmp_path / "work", config=world.settings(), evaluate=True)
+    assert not (tmp_path / "work").exists()
+
+
+def test_ask_refuses_a_cross_encoder(capsys, world):
+    status, _, err = run(capsys, "ask", "q", "--model", world.teacher, "--corpus", world.corpus)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "a cross-encoder, which scores pairs and has no vectors" in err
+
+
+# ---- flags
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--loss", "mnrl", "--train-steps", "7"], r"--train-steps has no effect: loss is mnrl"),
+        (["--loss", "mnrl", "--mine-negatives-per-query", "7"], r"--mine-negatives-per-query has no effect"),
+        (["--genq-steps", "7"], r"--genq-steps has no effect: loss is margin-mse"),
+        (["--evaluate-split", "dev"], r"--evaluate-split has no effect: nothing is evaluated; add --evaluate"),
+        (["--judgements", "x"], r"--judgements has no effect"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        read_settings(cli.parser().parse_args(["run", "--corpus", "c", "--work", "w", *arguments]))
+
+
+def test_the_loss_of_the_file_decides_what_flags_mean(tmp_path):
+    (tmp_path / "c.toml").write_text('loss = "mnrl"\n')
+    given = ["--corpus", "c", "--work", "w", "--config", str(tmp_path / "c.toml")]
+    assert read_settings(cli.parser().parse_args(["train", *given, "--steps", "12"])).genq.steps == 12
+    with pytest.raises(ConfigError, match="loss is mnrl"):
+        read_settings(cli.parser().parse_args(["run", *given, "--train-steps", "12"]))
+    student = read_settings(cli.parser().parse_args(["run", *given, "--student", "s"]))
+    assert student.genq.base == "s"
+
+
+def test_a_preset_beside_whole_settings_is_refused(world, tmp_path):
+    with pytest.raises(ConfigError, match="preset is 'paper' but config is a RunConfig"):
+        adapt(world.corpus, work=tmp_path, preset="paper", config=config.load_config())
+
+
+@pytest.mark.parametrize("name", ["ask", "export"])
+def test_ask_and_export_read_the_corpus_as_the_other_commands(capsys, name):
+    status, out, _ = run(capsys, name, "--help")
+    assert status == 0
+    for flag in ("--input-text-column", "--input-split-words", "--config"):
+        assert flag in out
+
+
+def test_a_missing_column_names_the_flags(tmp_path):
+    (tmp_path / "c.csv").write_text("id,body\n1,x\n")
+    with pytest.raises(DataError, match=r"--input-id-column, --input-title-column, --input-text-column"):
+        load_corpus(tmp_path / "c.csv")
+
+
+# ---- input errors leave nothing behind, and are one line
+
+
+@pytest.mark.parametrize("name", ["generate", "mine", "label", "train", "evaluate"])
+def test_an_input_error_leaves_no_work_directory(capsys, tmp_path, name):
+    status, _, err = run(capsys, name, "--corpus", tmp_path / "nowhere", "--work", tmp_path / "w")
+    assert (status, err.count("\n")) == (2, 1)
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device", "/full/x"), PermissionError(13, "denied", "/x")]
+)
+def test_an_error_of_the_system_is_one_line(capsys, monkeypatch, world, tmp_path, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(Pipeline, "check", fail)
+    status, _, err = run(capsys, "run", "--corpus", world.corpus, "--work", tmp_path / "w")
+    assert (status, err) == (2, f"gplfast: error: {error.filename}: {error.strerror}\n")
+
+
+def test_a_work_directory_below_a_file_is_one_line(capsys, world, tmp_path):
+    (tmp_path / "file").write_text("")
+    work = tmp_path / "file" / "sub"
+    status, _, err = run(capsys, "evaluate", "--corpus", world.corpus, "--work", work, "--systems", "bm25")
+    assert (status, err.count("\n")) == (2, 1)
+    assert re.match(r"gplfast: error: .*file.*: Not a directory", err)
+
+
+# ---- README and the package
+
+
+def readme_flags():
+    """(command or None, flag) of every flag in README's code blocks and text."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    lines += re.findall(r"`(gplfast [^`|]*)`", text)
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["gplfast"]:
+            yield from ((words[1], word) for word in words[2:] if word.startswith("--"))
+    yield from ((None, flag) for flag in re.findall(r"`(--[\w.-]+)", text))
+
+
+def test_every_flag_of_readme_exists():
+    commands = cli.parser()._subparsers._group_actions[0].choices
+    found = list(readme_flags())
+    assert len(found) > 10
+    for command, flag in found:
+        assert flag in commands[command or "run"]._option_string_actions, f"gplfast {command or 'run'} has no {flag}"
+
+
+def test_the_steps_are_functions_of_the_package():
+    from gplfast import steps
+
+    for name in ("generate", "mine", "label", "train", "evaluate"):
+        assert getattr(gplfast, name) is getattr(steps, name)
+
+
+def test_a_table_without_a_result_must_say_so(monkeypatch, tmp_path):
+    if not (ROOT / "benchmarks" / "report.py").is_file():
+        pytest.skip("benchmarks/ is not part of this installation")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    spec = importlib.util.spec_from_file_location("benchmarks_report", ROOT / "benchmarks" / "report.py")
+    report = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(report)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    said = f"<!-- nano:begin -->\n{report.UNMEASURED}\n<!-- nano:end -->"
+    assert report.rendered(said, "nano") == said
+    assert report.rendered("<!-- nano:begin -->\n<!-- nano:end -->", "nano") == said
+    with pytest.raises(SystemExit, match="needs one pair"):
+        report.rendered("no table", "nano")
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text("<!-- adapt:begin -->\n<!-- adapt:end -->")
+    monkeypatch.setattr(report, "TABLES", {"adapt": report.TABLES["adapt"]})
+    monkeypatch.setattr(sys, "argv", ["report.py", "--check"])
+    with pytest.raises(SystemExit, match="is not what benchmarks/results say"):
+        report.main()
