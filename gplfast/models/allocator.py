@@ -18,9 +18,9 @@ def keep_memory() -> bool:
     """Let glibc keep freed memory for the next allocation, for the rest of this process.
 
     By default glibc maps every large block anew and unmaps it when it is freed, so each tensor of each training step is
-    faulted in page by page again. Measured on 2 shared cores, 5 steps of a 2-layer BERT of width 384 on 16 x 128 tokens:
+    faulted in page by page again. Measured on 2 busy cores, 5 steps of a 2-layer BERT of width 384 on 16 x 128 tokens:
     191,000 page faults and 0.38 s in the kernel became 21,000 and 0.04 s, and 1.98 s in all became 1.76 s; the peak
-    memory stayed. Where the kernel is slow with pages, as in some virtual machines, whole trainings gain more.
+    memory did not grow. Where faults cost more, as in some virtual machines, the gain may be larger.
 
     Returns:
         Whether it was set: not without glibc, and not over the user's own choice (`MALLOC_*`, `GLIBC_TUNABLES`, or
