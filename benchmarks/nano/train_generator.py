@@ -1,7 +1,7 @@
 """Train the nano query generator, a small T5, from scratch.
 
-Two tasks share one input form (title + a window of a passage): write a span of the window (this teaches
-copying, which questions are made of) and write the question SQuAD's annotators asked about it.
+Three tasks share one input form (title + a window of a passage): write a span of the window (this teaches
+copying, which questions are made of), write one of its sentences, and write the question SQuAD's annotators asked.
 Muon trains the matrices, Adam the embeddings and biases. Goes on from the last checkpoint when run again.
 """
 
@@ -24,6 +24,9 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 log = logging.getLogger("generator")
 WORD = re.compile(r"\w+")
 MAX_TARGET_TOKENS = 26
+STATEMENTS = 0.4
+"""Share of the examples whose target is a short sentence of the window: people also search with statements, and a
+sentence that is copied is a better query than a question that is garbled."""
 
 
 def build(data: Path, out: Path) -> None:
@@ -92,6 +95,12 @@ class Batches:
     def __init__(self, data: dict, batch: int, total: int, copy_until: float) -> None:
         self.titles, self.sentences, self.questions = data["titles"], data["sentences"], data["questions"]
         self.batch, self.total, self.copy_until = batch, total, copy_until
+        self.statements = [
+            (place, i)
+            for place, group in enumerate(self.sentences)
+            for i, sentence in enumerate(group)
+            if len(group) > 1 and 8 <= len(sentence) <= MAX_TARGET_TOKENS
+        ]
         self.long = [i for i, s in enumerate(self.sentences) if sum(map(len, s)) >= 20]
 
     def window(self, rng: np.random.Generator, place: int, sentence: int, budget: int) -> np.ndarray:
@@ -110,14 +119,18 @@ class Batches:
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((7, step))
         budget = int(rng.choice([64, 96, 96, 128]))
-        copying = 1.0 if step < self.copy_until * self.total else 0.1
+        copying = 1.0 if step < self.copy_until * self.total else 0.05
         rows = []
         for _ in range(self.batch):
-            if rng.random() < copying:
+            task = rng.random()
+            if task < copying:
                 place = self.long[rng.integers(len(self.long))]
                 source = self.window(rng, place, int(rng.integers(len(self.sentences[place]))), budget)
                 start = int(rng.integers(max(1, len(source) - 12)))
                 target = source[start : start + int(rng.integers(5, 14))]
+            elif task < copying + STATEMENTS:
+                place, sentence = self.statements[rng.integers(len(self.statements))]
+                source, target = self.window(rng, place, sentence, budget), self.sentences[place][sentence][:-1]
             else:
                 place, sentence, target = self.questions[rng.integers(len(self.questions))]
                 source = self.window(rng, place, sentence, budget)
