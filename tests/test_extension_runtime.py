@@ -100,7 +100,8 @@ def test_gil_is_released(work):
 @pytest.mark.parametrize("call", ["gplfast.search(rows, rows, 5, threads=2)", "gplfast.dedup(rows, 0.9, threads=2)"])
 def test_interrupt_works_within_a_second(call):
     code = f"""
-import time, numpy as np, gplfast
+import signal, time, numpy as np, gplfast
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
 rows = np.random.default_rng(0).standard_normal((100_000, 128), dtype=np.float32)
 print("ready", flush=True)
 try:
