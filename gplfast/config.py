@@ -136,8 +136,10 @@ class TrainConfig(_Checked):
         choices=("auto", "none"),
     )
     rescale_range: tuple[float, ...] = _setting((), "GPL's rescale_range: new minimum and maximum, sign preserved")
-    label_mean: float = _setting(0.2, "mean |margin| after automatic rescaling, in cosine units", low=1e-6)
-    label_clip: float = _setting(0.6, "largest |margin| after automatic rescaling, in cosine units", low=1e-6)
+    label_mean: float = _setting(
+        0.0, "mean |margin| after automatic rescaling, in cosine units (0: the student's own before training)", low=0.0
+    )
+    label_clip: float = _setting(3.0, "largest |margin| after automatic rescaling, in units of the mean", low=1.0)
     scale: float = _setting(20.0, "similarity multiplier of MultipleNegativesRanking (1 for dot)", low=1e-6)
     checkpoint_steps: int = _setting(10_000, "save a checkpoint to go on from every so many steps", low=1, output=False)
     precision: str = _setting("auto", "auto: bf16 where the device computes in it", choices=("auto", "fp32", "bf16"))
@@ -242,7 +244,7 @@ _NANO: dict[str, Any] = {
     },
     "mine": {"retrievers": ("nano:student", "bm25"), "metrics": ("cosine",), "negatives_per_query": 30},
     "label": {"model": "nano:teacher", "max_seq_length": 160, "keep_share": 0.6},
-    "train": {**_NANO_STUDENT, "visits_per_query": 2.0, "max_steps": 300, "learning_rate": 5e-5},
+    "train": {**_NANO_STUDENT, "visits_per_query": 3.0, "max_steps": 300, "learning_rate": 1e-4},
     "genq": {**_NANO_STUDENT, "visits_per_query": 1.0, "max_steps": 200, "batch_size": 24, "learning_rate": 5e-5},
 }
 

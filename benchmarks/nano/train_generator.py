@@ -1,7 +1,7 @@
 """Train the nano query generator, a small T5, from scratch.
 
 Three tasks share one input form (title + a window of a passage): write a span of the window (this teaches
-copying, which questions are made of), write one of its sentences, and write the question SQuAD's annotators asked.
+copying, which questions are made of), write a clause of it with gaps, and write the question people asked.
 Muon trains the matrices, Adam the embeddings and biases. Goes on from the last checkpoint when run again.
 """
 
@@ -10,23 +10,28 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import re
 import time
 from pathlib import Path
 
+import bm25s
 import corpora
 import numpy as np
 import torch
 import vocabulary
+from bm25s.stopwords import STOPWORDS_EN
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 log = logging.getLogger("generator")
 WORD = re.compile(r"\w+")
 MAX_TARGET_TOKENS = 26
-STATEMENTS = 0.4
-"""Share of the examples whose target is a short sentence of the window: people also search with statements, and a
-sentence that is copied is a better query than a question that is garbled."""
+SPANS, TOPICS = 0.05, 0.4
+"""Shares of the examples, once copying is learned, whose target is a span and a short topic; the rest are questions.
+
+Short topical queries teach a retriever most: passages match them by degrees, so the teacher's margins differ. Of a
+whole sentence the only good match is its own passage, and all negatives look alike.
+"""
+FINDABLE_RANK = 3
 
 
 def build(data: Path, out: Path) -> None:
@@ -71,42 +76,61 @@ def build(data: Path, out: Path) -> None:
     encoded = iter(encode([s for group in flat for s in group]))
     sentences = [[next(encoded) for _ in group] for group in flat]
     document_words = [[set(WORD.findall(s.lower())) for s in group] for group in flat]
-    frequency: dict[str, int] = {}
-    for group in document_words:
-        for word in set().union(*group) if group else ():
-            frequency[word] = frequency.get(word, 0) + 1
-    idf = {w: math.log(len(passages) / n) for w, n in frequency.items()}
+    ranks = found_at([f"{p.title} {p.text}" for p in passages], [q.text for q, _ in pairs])
     examples = []
-    for (question, _), ids in zip(pairs, encode([q.text for q, _ in pairs]), strict=True):
+    for (question, _), ids, ranking in zip(pairs, encode([q.text for q, _ in pairs]), ranks, strict=True):
         place = index[question.positives[0]]
-        words = set(WORD.findall(question.text.lower()))
-        overlap = [sum(idf.get(w, 0.0) for w in words & s) for s in document_words[place]]
-        if overlap and 3 <= len(ids) < MAX_TARGET_TOKENS and max(overlap) > 4.0:
+        words = set(WORD.findall(question.text.lower())) - set(STOPWORDS_EN)
+        overlap = [len(words & s) for s in document_words[place]]
+        # A question that does not say what it is about teaches to ask such questions.
+        if overlap and 3 <= len(ids) < MAX_TARGET_TOKENS and place in ranking:
             examples.append((place, int(np.argmax(overlap)), ids))
     log.info("%d passages, %d questions", len(passages), len(examples))
+    headlines = {
+        index[q.positives[0]]: ids
+        for (q, name), ids in zip(pairs, encode([q.text for q, _ in pairs]), strict=True)
+        if name == "pubmedqa"
+    }
     torch.save(
-        {"titles": encode([p.title for p in passages]), "sentences": sentences, "questions": examples}, out / "data.pt"
+        {
+            "titles": encode([p.title for p in passages]),
+            "sentences": sentences,
+            "questions": examples,
+            "headlines": headlines,
+        },
+        out / "data.pt",
     )
+
+
+def found_at(texts: list[str], queries: list[str]) -> np.ndarray:
+    """BM25's first passages for each query."""
+    index = bm25s.BM25(k1=1.2, b=0.75)
+    index.index(bm25s.tokenize(texts, stopwords="en", show_progress=False), show_progress=False)
+    tokens = bm25s.tokenize(queries, stopwords="en", show_progress=False, return_ids=False)
+    return index.retrieve(tokens, k=FINDABLE_RANK, show_progress=False)[0]
 
 
 class Batches:
     """Batches as a function of the step alone, so that a resumed run draws what an uninterrupted one would."""
 
-    def __init__(self, data: dict, batch: int, total: int, copy_until: float) -> None:
+    def __init__(self, data: dict, pieces: list[str], batch: int, total: int, copy_until: float) -> None:
         self.titles, self.sentences, self.questions = data["titles"], data["sentences"], data["questions"]
+        self.headlines = data["headlines"]
         self.batch, self.total, self.copy_until = batch, total, copy_until
-        self.statements = [
-            (place, i)
-            for place, group in enumerate(self.sentences)
-            for i, sentence in enumerate(group)
-            if len(group) > 1 and 8 <= len(sentence) <= MAX_TARGET_TOKENS
-        ]
+        self.inside = np.asarray([piece.startswith("##") for piece in pieces])
+        self.mark = np.asarray([not piece[:1].isalnum() and not piece.startswith("##") for piece in pieces])
+        self.function = (
+            np.asarray([piece in STOPWORDS_EN or not piece[:1].isalnum() for piece in pieces]) & ~self.inside
+        )
         self.long = [i for i, s in enumerate(self.sentences) if sum(map(len, s)) >= 20]
 
-    def window(self, rng: np.random.Generator, place: int, sentence: int, budget: int) -> np.ndarray:
+    def window(
+        self, rng: np.random.Generator, place: int, sentence: int, budget: int, title: np.ndarray | None = None
+    ) -> np.ndarray:
         """Title and whole sentences around `sentence`, at most `budget` tokens."""
         group, first, last = self.sentences[place], sentence, sentence + 1
-        room = budget - len(self.titles[place]) - len(group[sentence])
+        title = self.titles[place] if title is None else title
+        room = budget - len(title) - len(group[sentence])
         while room > 0 and (first > 0 or last < len(group)):
             left = first > 0 and (last == len(group) or rng.random() < 0.5)
             extra = group[first - 1] if left else group[last]
@@ -114,12 +138,61 @@ class Batches:
                 break
             first, last = (first - 1, last) if left else (first, last + 1)
             room -= len(extra)
-        return np.concatenate([self.titles[place], *group[first:last]])[:budget]
+        return np.concatenate([title, *group[first:last]])[:budget]
+
+    def words(self, tokens: np.ndarray) -> list[np.ndarray]:
+        """The tokens of each word."""
+        begins = np.flatnonzero(~self.inside[tokens])
+        return np.split(tokens, begins[begins > 0])
+
+    def phrase(self, rng: np.random.Generator, tokens: np.ndarray, longest: int) -> list[np.ndarray]:
+        """Of three draws the phrase with the most content words."""
+        draws = [self._phrase(rng, tokens, longest) for _ in range(3)]
+        return max(draws, key=lambda part: sum(not self.function[w[0]] for w in part))
+
+    def _phrase(self, rng: np.random.Generator, tokens: np.ndarray, longest: int) -> list[np.ndarray]:
+        """Words in a row, with or without the function words between them, at most `longest`."""
+        words = self.words(tokens)
+        length = int(rng.integers(min(3, longest), longest + 1))
+        first = 0 if rng.random() < 0.5 else int(rng.integers(max(1, len(words) - length + 1)))
+        part = words[first : first + length]
+        drop = rng.random() < 0.3
+        part = [w for w in part if not (drop and self.function[w[0]])] or part
+        while len(part) > 1 and self.function[part[-1][0]]:
+            part = part[:-1]
+        while len(part) > 1 and self.function[part[0][0]]:
+            part = part[1:]
+        return part
+
+    def topic(self, rng: np.random.Generator, place: int, budget: int) -> tuple[np.ndarray, np.ndarray]:
+        """A window and a short query on what it is about: words of its headline, or its title and a phrase.
+
+        The passages' own titles are names of one or two words, so a sentence stands in for the headlines of other
+        collections.
+        """
+        group, title = self.sentences[place], self.titles[place]
+        sentence = int(rng.integers(len(group)))
+        headline = self.headlines.get(place)
+        if headline is None and rng.random() < 0.6:
+            fit = [s for s in group if 6 <= len(s) <= 28]
+            headline = fit[rng.integers(len(fit))] if fit else None
+        if headline is not None:
+            source = self.window(rng, place, sentence, budget, headline)
+            whole = len(headline) <= 16 and rng.random() < 0.4
+            target = self.words(headline) if whole else self.phrase(rng, headline, 9)
+        else:
+            source = self.window(rng, place, sentence, budget)
+            body = source[len(title) :] if len(source) > len(title) + 4 else source
+            target = ([title] if len(title) else []) + self.phrase(rng, body[:40], 6)
+        target = [w for w in target if len(w)]
+        while len(target) > 1 and len(target[-1]) == 1 and self.mark[target[-1][0]]:
+            target = target[:-1]
+        return source, np.concatenate(target)[: MAX_TARGET_TOKENS - 1]
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((7, step))
         budget = int(rng.choice([64, 96, 96, 128]))
-        copying = 1.0 if step < self.copy_until * self.total else 0.05
+        copying = 1.0 if step < self.copy_until * self.total else SPANS
         rows = []
         for _ in range(self.batch):
             task = rng.random()
@@ -128,9 +201,8 @@ class Batches:
                 source = self.window(rng, place, int(rng.integers(len(self.sentences[place]))), budget)
                 start = int(rng.integers(max(1, len(source) - 12)))
                 target = source[start : start + int(rng.integers(5, 14))]
-            elif task < copying + STATEMENTS:
-                place, sentence = self.statements[rng.integers(len(self.statements))]
-                source, target = self.window(rng, place, sentence, budget), self.sentences[place][sentence][:-1]
+            elif task < copying + TOPICS:
+                source, target = self.topic(rng, self.long[rng.integers(len(self.long))], budget)
             else:
                 place, sentence, target = self.questions[rng.integers(len(self.questions))]
                 source = self.window(rng, place, sentence, budget)
@@ -172,7 +244,9 @@ def train(out: Path, *, total: int, batch: int, lr: float, copy_until: float, sa
     model = T5ForConditionalGeneration.from_pretrained(out / "init", dtype=torch.float32)
     solvers = optimizers(model, lr)
     base = [[g["lr"] for g in s.param_groups] for s in solvers]
-    batches = Batches(torch.load(out / "data.pt", weights_only=False), batch, total, copy_until)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "init")
+    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    batches = Batches(torch.load(out / "data.pt", weights_only=False), pieces, batch, total, copy_until)
     step, losses = 0, []
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=False)

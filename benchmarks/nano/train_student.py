@@ -85,7 +85,7 @@ def train(data: Path, out: Path, *, total: int, batch: int, lr: float, distill: 
     rng = np.random.default_rng(5)
     chosen = [pairs[i] for i in rng.permutation(len(pairs))[: total * batch]]
     cache = out / "targets.pt"
-    if not cache.exists():
+    if distill and not cache.exists():
         teacher = SentenceTransformer(str(vocabulary.minilm_dir()), device="cpu")
         teacher.max_seq_length = 128
         used = sorted({row for _, row in chosen})
@@ -98,7 +98,7 @@ def train(data: Path, out: Path, *, total: int, batch: int, lr: float, distill: 
             )
         torch.save((used, docs, queries), cache)
         log.info("%d passages and %d questions encoded by MiniLM", len(used), len(chosen))
-    used, docs, queries = torch.load(cache, weights_only=False)
+    used, docs, queries = torch.load(cache, weights_only=False) if distill else ([], None, None)
     place = {row: i for i, row in enumerate(used)}
     solver = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     model.train()
@@ -115,8 +115,10 @@ def train(data: Path, out: Path, *, total: int, batch: int, lr: float, distill: 
 
         with torch.autocast("cpu", torch.bfloat16):
             asked, found = embed([q for q, _ in chosen[part]]), embed([passages[r] for r in rows])
-        goal_docs = docs[[place[r] for r in rows]]
-        gap = (1 - (asked * queries[part]).sum(1)).mean() + (1 - (found * goal_docs).sum(1)).mean()
+        gap = torch.zeros(())
+        if distill:
+            goal_docs = docs[[place[r] for r in rows]]
+            gap = (1 - (asked * queries[part]).sum(1)).mean() + (1 - (found * goal_docs).sum(1)).mean()
         same = torch.tensor(rows)[:, None] == torch.tensor(rows)[None, :]
         logits = (20 * asked @ found.T).masked_fill(same & ~torch.eye(len(rows), dtype=torch.bool), -1e9)
         contrast = torch.nn.functional.cross_entropy(logits, torch.arange(len(rows)))

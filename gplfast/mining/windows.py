@@ -24,11 +24,24 @@ def starts(text: str, window_tokens: int) -> list[int]:
     return [0, *(match.end() for match in _SENTENCE_END.finditer(text) if match.end() <= last)]
 
 
-def random_windows(texts: Sequence[str], items: Sequence[int], window_tokens: int, *, seed: int) -> list[str]:
-    """Each text from a start drawn uniformly by the counter (seed, "window", item) on; the model cuts the end."""
+def random_windows(
+    titles: Sequence[str], texts: Sequence[str], items: Sequence[int], window_tokens: int, *, seed: int
+) -> list[str]:
+    """Each text from a start drawn uniformly by the counter (seed, "window", item) on, behind its title.
+
+    A query is about what the title names, so every window has it in front; the model cuts the end.
+
+    Args:
+        titles: n titles, may be empty; where not, the text begins with it.
+        texts: n texts.
+        items: n numbers that name the draws.
+        window_tokens: what the model will read.
+        seed: seed of the draws.
+    """
     cut = []
-    for text, item in zip(texts, items, strict=True):
-        choices = starts(text, window_tokens)
+    for title, text, item in zip(titles, texts, items, strict=True):
+        head = len(title) + 1 if title else 0
+        choices = starts(text[head:], window_tokens)
         at = int(below(words(seed, "window", item, 1), np.array([len(choices)]))[0])
-        cut.append(text[choices[at] :])
+        cut.append(text[:head] + text[head + choices[at] :])
     return cut

@@ -159,7 +159,7 @@ def _run(
             if report is not None:
                 report("generate", before + done * n_rows // total, len(todo.passages))
 
-        drawn = draw(generator, corpus.texts(rows), rows, todo.per_passage, progress=show)
+        drawn = draw(generator, corpus, rows, todo.per_passage, progress=show)
         shards.write(shard, _table(drawn, rows))
     totals = {"passages": len(todo.passages), "queries": 0, "empty": 0, "duplicate": 0}
     for table in shards.tables():
@@ -171,7 +171,7 @@ def _run(
 
 def _draw(
     generator: Generator,
-    texts: list[str],
+    corpus: Corpus,
     rows: npt.NDArray[np.int64],
     per_passage: int,
     *,
@@ -182,6 +182,7 @@ def _draw(
     """The queries of each passage as drawn: not stripped, with repeats."""
     from gplfast.models.sampling import Sampling
 
+    texts = corpus.texts(rows)
     sampling = Sampling(
         top_k=config.top_k,
         top_p=config.top_p,
@@ -196,9 +197,9 @@ def _draw(
         return generator.generate([config.prefix + text for text in texts], per_passage, items=items, **options)
     # Every sample reads a window of its own, so each is an item of its own.
     items = [int(row) * per_passage + sample for row in rows for sample in range(per_passage)]
-    repeated = [text for text in texts for _ in range(per_passage)]
     n_tokens = config.passage_tokens or generator.max_input_tokens
-    windows = [config.prefix + text for text in random_windows(repeated, items, n_tokens, seed=seed)]
+    repeated, titles = ([x for x in texts_of for _ in range(per_passage)] for texts_of in (texts, corpus.titles(rows)))
+    windows = [config.prefix + text for text in random_windows(titles, repeated, items, n_tokens, seed=seed)]
     flat = generator.generate(windows, 1, items=items, **options)
     return [
         [query for sample in flat[start : start + per_passage] for query in sample]

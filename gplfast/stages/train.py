@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 MARGIN_MSE, MNRL = "margin-mse", "mnrl"
 # Rows on which the student's own margins are looked at before training.
-_SAMPLE_ROWS = 128
+_SAMPLE_ROWS = 512
 Report = Callable[[str, int, int], None]
 
 
@@ -146,13 +146,14 @@ def prepare_labels(examples: Examples, student: Any, config: TrainConfig) -> tup
     if examples.margins is None:
         return examples, {}
     bounded = config.similarity == "cosine" or students.normalizes(student)
+    own = rescale.spread(students.margins(student, examples, config.similarity, _SAMPLE_ROWS))
     if config.rescale_range:
         labels, done = rescale.scale_to_range(examples.margins, *config.rescale_range)
     elif config.rescale == "auto" and bounded:
-        labels, done = rescale.scale_to_cosine(examples.margins, mean=config.label_mean, clip=config.label_clip)
+        mean = config.label_mean or rescale.students_mean(own)
+        labels, done = rescale.scale_to_mean(examples.margins, mean, clip=config.label_clip)
     else:
         labels, done = rescale.keep(examples.margins)
-    own = rescale.spread(students.margins(student, examples, config.similarity, _SAMPLE_ROWS))
     warning = rescale.misfit(done.after, own, bounded=bounded)
     if warning:
         logger.warning("%s", warning)

@@ -71,6 +71,10 @@ class Corpus:
         """The text that models see: title and text with one space between, without a leading space."""
         return _join(self.table["title"][row].as_py(), self.table["text"][row].as_py())
 
+    def titles(self, rows: NDArray[np.int64]) -> list[str]:
+        """The titles of these rows, "" where there is none: what `text` begins with."""
+        return list(self.table["title"].take(pa.array(rows)).to_pylist())
+
     def texts(self, rows: Iterable[int] | NDArray[np.int64] | None = None) -> list[str]:
         """`text` for many rows (all, when not given), in the order asked for."""
         table = self.table

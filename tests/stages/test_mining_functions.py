@@ -107,17 +107,30 @@ def test_windows_start_at_sentences_and_leave_enough_text():
     text = "First one. Second one! " + "x" * 100 + ". Last."
     assert starts(text, 20) == [0, 11, 23]
     assert starts("short text", 96) == [0]
-    drawn = random_windows([text] * 200, range(200), 20, seed=0)
+    drawn = random_windows([""] * 200, [text] * 200, range(200), 20, seed=0)
     assert {window[:6] for window in drawn} == {"First ", "Second", "xxxxxx"}
-    assert random_windows([text] * 5, [3, 4, 5, 6, 7], 20, seed=0) == drawn[3:8]  # by item, not by place
+    assert random_windows([""] * 5, [text] * 5, [3, 4, 5, 6, 7], 20, seed=0) == drawn[3:8]  # by item, not by place
+
+
+def test_every_window_has_the_title_in_front():
+    body = "First one. Second one! " + "x" * 100 + ". Last."
+    drawn = random_windows(
+        ["A title. With a stop"] * 200, [f"A title. With a stop {body}"] * 200, range(200), 20, seed=0
+    )
+    assert {window[:27] for window in drawn} == {
+        "A title. With a stop First ",
+        "A title. With a stop Second",
+        "A title. With a stop xxxxxx",
+    }
+    assert random_windows(["Only a title"], ["Only a title"], [0], 20, seed=0) == ["Only a title"]
 
 
 def test_rescaling_to_cosine_units():
     margins = np.array([10.0, -5.0, 0.0, 100.0], np.float32)
-    scaled, done = rescale.scale_to_cosine(margins, mean=0.2, clip=0.6)
+    scaled, done = rescale.scale_to_mean(margins, 0.2, clip=3.0)
     assert scaled.tolist() == pytest.approx([10 * 0.2 / 28.75, -5 * 0.2 / 28.75, 0.0, 0.6])
     assert done.n_clipped == 1
-    zero, _ = rescale.scale_to_cosine(np.zeros(3, np.float32), mean=0.2, clip=0.6)
+    zero, _ = rescale.scale_to_mean(np.zeros(3, np.float32), 0.2, clip=3.0)
     assert zero.tolist() == [0, 0, 0]
 
 

@@ -203,13 +203,25 @@ def test_checkpoints_of_other_settings_are_not_gone_on_from(tmp_path, world):
 def test_labels_come_to_a_cosine_students_scale_by_default(world):
     students.prepare(0, 1)
     student = students.open_student(world.student, CONFIG)
-    rows, report = train.prepare_labels(examples(), student, CONFIG)
+    fixed = dataclasses.replace(CONFIG, label_mean=0.2)
+    rows, report = train.prepare_labels(examples(), student, fixed)
     assert np.abs(rows.margins).max() <= np.float32(0.6)
     assert 0.15 < np.abs(rows.margins).mean() <= 0.2
     assert np.array_equal(np.sign(rows.margins), np.sign(examples().margins))
     assert report["warning"] is None or "apart" in report["warning"]
     kept, _ = train.prepare_labels(examples(), student, dataclasses.replace(CONFIG, similarity="dot"))
     assert np.array_equal(kept.margins, examples().margins)
+
+
+def test_labels_get_the_mean_of_the_students_own_margins(world, monkeypatch):
+    students.prepare(0, 1)
+    student = students.open_student(world.student, CONFIG)
+    for own, wanted in ((0.3449, 0.34), (0.001, 0.1)):
+        signs = np.resize(np.array([1, -1], np.float32), 64)
+        monkeypatch.setattr(students, "margins", lambda *_args, own=own, signs=signs: signs * np.float32(own))
+        rows, report = train.prepare_labels(examples(), student, dataclasses.replace(CONFIG, label_clip=1e6))
+        assert np.abs(rows.margins).mean() == pytest.approx(wanted)
+        assert report["student_margins_before"]["mean_abs"] == pytest.approx(own)
 
 
 def test_labels_off_the_students_scale_are_warned_about(world, caplog):
