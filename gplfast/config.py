@@ -238,7 +238,7 @@ _NANO: dict[str, Any] = {
         "queries_per_passage": 3,
         "max_queries": 4_800,
         "window": "random",
-        "temperature": 0.5,
+        "temperature": 1.1,
         "passage_tokens": 96,
         "max_new_tokens": 32,
     },

@@ -42,7 +42,7 @@ def teacher(trained: Path, target: Path) -> None:
 
 def student(trained: Path, target: Path) -> None:
     """The trained sentence-transformers model."""
-    shutil.copytree(trained / "final", target, dirs_exist_ok=True)
+    shutil.copytree(trained / "final", target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("README.md"))
 
 
 def main() -> None:
