@@ -251,7 +251,11 @@ _NANO: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {"nano": _NANO, "paper": _PAPER}
 
 # What `gplfast demo` changes of the preset nano, to end within six minutes on two cores.
-DEMO: dict[str, Any] = {"generate": {"max_queries": 1_500}, "train": {"max_steps": 150}, "genq": {"max_steps": 60}}
+DEMO: dict[str, Any] = {
+    "generate": {"max_queries": 1_500},
+    "train": {"visits_per_query": 2.0},
+    "genq": {"max_steps": 60},
+}
 
 
 def load_config(
