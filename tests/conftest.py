@@ -21,3 +21,17 @@ def isa(request):
     _core.force_isa(request.param)
     yield request.param
     _core.force_isa("")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Tiny models and a tiny judged corpus."""
+    import tiny
+
+    return tiny.world(tmp_path_factory)
+
+
+@pytest.fixture
+def cache(world, monkeypatch):
+    """The tiny models' own cache in place of the user's."""
+    monkeypatch.setenv("GPLFAST_CACHE", str(world.cache))

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import tiny
+from tiny import run_cli as run
 
 from gplfast import cli
 from gplfast.flags import read_settings
@@ -19,16 +20,6 @@ def world(tmp_path_factory):
     found = tiny.world(tmp_path_factory)
     os.environ["GPLFAST_CACHE"] = str(found.cache)
     return found
-
-
-def run(capsys, *arguments):
-    """Exit status, stdout and stderr of a command in this process."""
-    try:
-        status = cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        status = stop.code
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err
 
 
 @pytest.mark.parametrize(

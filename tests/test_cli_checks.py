@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from tiny import run_cli as run
 
 import gplfast
 from gplfast import cli, config, preflight
@@ -23,26 +24,9 @@ from gplfast.pipeline import Pipeline, adapt
 from gplfast.store.corpus import load_corpus
 from gplfast.store.manifest import Manifest
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return tiny.world(tmp_path_factory)
-
-
-@pytest.fixture(autouse=True)
-def cache(world, monkeypatch):
-    monkeypatch.setenv("GPLFAST_CACHE", str(world.cache))
-
-
-def run(capsys, *arguments):
-    try:
-        status = cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        status = stop.code
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err
 
 
 def pretend_trained(world, work, *, base, similarity="dot", record=True):

@@ -22,17 +22,7 @@ from gplfast.steps import export_gpl, generate, label, mine
 from gplfast.store.corpus import load_corpus
 
 pytest.importorskip("sentence_transformers", reason="the train extra is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return tiny.world(tmp_path_factory)
-
-
-@pytest.fixture(autouse=True)
-def cache(world, monkeypatch):
-    monkeypatch.setenv("GPLFAST_CACHE", str(world.cache))
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("cache")]
 
 
 @pytest.fixture(scope="module")

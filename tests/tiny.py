@@ -6,11 +6,16 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 - the dataclass names it
+from typing import TYPE_CHECKING
 
 import numpy as np
 from models.conftest import WORDS, build_encoder, build_t5
 
+from gplfast import cli
 from gplfast.store.corpus import Corpus, load_corpus
+
+if TYPE_CHECKING:
+    import pytest
 
 _built: dict[str, World] = {}
 
@@ -123,3 +128,13 @@ class HashEncoder:
         rows = [np.random.default_rng(list(text.encode())).standard_normal(self.dim) for text in texts]
         lengths = np.array([[1.0 + self.scale * (len(text) % 7)] for text in texts])
         return np.ascontiguousarray(np.array(rows).reshape(len(texts), self.dim) * lengths, np.float32)
+
+
+def run_cli(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[object, str, str]:
+    """Exit status, stdout and stderr of a command in this process."""
+    try:
+        status: object = cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err

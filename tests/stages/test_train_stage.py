@@ -28,11 +28,6 @@ CONFIG = TrainConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return tiny.world(tmp_path_factory)
-
-
 def examples(n=24, scale=5.0):
     draw = np.random.default_rng(0)
     queries, passages = tiny.texts(12, seed=1), tiny.texts(20, seed=2)
