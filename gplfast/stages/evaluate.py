@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from gplfast.store.corpus import Corpus, Queries
     from gplfast.store.qrels import Qrels
 
+logger = logging.getLogger(__name__)
 METRICS = ("nDCG@10", "MRR@10", "Recall@100", "MAP")
 MAIN_METRIC = METRICS[0]
 # A split document is found through its pieces: enough of them that top_k different documents are among them.
@@ -70,7 +72,7 @@ class Result:
 
 
 def judged(corpus: Corpus, queries: Queries, qrels: Qrels, fingerprint: str) -> Judged:
-    """Choose the queries that have judgements.
+    """Choose the judged queries. Those without any relevant passage are left out: no system can find one.
 
     Raises:
         DataError: There is none.
@@ -80,13 +82,21 @@ def judged(corpus: Corpus, queries: Queries, qrels: Qrels, fingerprint: str) -> 
         raise DataError(
             f"cannot evaluate: {len(qrels)} queries are judged but none of the {len(queries)} queries is one"
         )
+    answerable = [row for row in rows if max(qrels[queries.ids[row]].values()) > 0]
+    if not answerable:
+        raise DataError(f"cannot evaluate: none of the {len(rows)} judged queries has a passage of grade 1 or more")
+    if len(answerable) < len(rows):
+        logger.warning(
+            "%d of %d judged queries have no relevant passage and are left out", len(rows) - len(answerable), len(rows)
+        )
+    rows = answerable
     kept = {queries.ids[row]: qrels[queries.ids[row]] for row in rows}
     return Judged(corpus, list(kept), [queries.texts[row] for row in rows], kept, fingerprint)
 
 
 def manifest(judged_fingerprint: str, system: str, models: dict[str, str], config: EvaluateConfig) -> Manifest:
     """What the quality of a system depends on."""
-    settings = {**output_settings(config), "system": system}
+    settings = {**output_settings(config), "system": system, "queries": "with a relevant passage"}
     # Only the teacher reranks, and the test compares two systems.
     settings.pop("test")
     if "teacher" not in models:

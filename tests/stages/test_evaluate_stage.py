@@ -55,6 +55,14 @@ def test_only_judged_queries_are_asked():
         evaluate.judged(load_corpus(["x"]), Queries.from_lists(["a"], ["t"]), {"b": {"0": 1}, "c": {"0": 1}}, "f")
 
 
+def test_queries_without_a_relevant_passage_are_left_out(caplog):
+    qrels = {"q1": {"0": 0}, "q2": {"0": 0, "1": 1}}
+    assert data(qrels=qrels).ids == ["q2"]
+    assert "1 of 2 judged queries have no relevant passage and are left out" in caplog.text
+    with pytest.raises(DataError, match="none of the 1 judged queries has a passage of grade 1 or more"):
+        data(qrels={"q1": {"0": 0, "1": -1}})
+
+
 def test_a_split_document_has_the_score_of_its_best_piece():
     corpus = load_corpus(["one two. three four. five six.", "seven eight."], split_words=2)
     found = data(corpus, {"q1": {"0": 1}})
