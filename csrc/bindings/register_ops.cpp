@@ -58,7 +58,7 @@ py::tuple search(const py::object& queries, const py::object& docs, size_t k,
     problem.n_threads = threads;
     problem.block_queries = block_queries;
     problem.block_docs = block_docs;
-    const cpu::Kernels& kernels = cpu::kernels_for(cpu::current_isa());
+    const cpu::KernelSet kernels = cpu::current_kernels();
 
     const py::array::ShapeContainer shape{problem.queries.n_rows, k};
     py::array_t<float> scores(shape);
@@ -87,7 +87,7 @@ py::tuple dedup(const py::object& docs, float threshold, const std::string& metr
         throw ShapeError("dedup: docs has " + std::to_string(problem.docs.n_rows) +
                          " rows but 2^32 - 1 is the most; split it");
     }
-    const cpu::Kernels& kernels = cpu::kernels_for(cpu::current_isa());
+    const cpu::KernelSet kernels = cpu::current_kernels();
 
     py::array_t<int64_t> representative(static_cast<py::ssize_t>(problem.docs.n_rows));
     int64_t* representative_out = representative.mutable_data();
@@ -95,7 +95,7 @@ py::tuple dedup(const py::object& docs, float threshold, const std::string& metr
     {
         // Safe: the argument and the result are held by this frame; only their memory is used.
         const py::gil_scoped_release release;
-        n_pairs = ops::dedup(problem, kernels, check_signals, representative_out);
+        n_pairs = ops::dedup(problem, *kernels.floats, check_signals, representative_out);
     }
     return py::make_tuple(representative, n_pairs);
 }

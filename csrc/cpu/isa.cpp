@@ -12,18 +12,25 @@ struct Entry {
     Isa isa;
     const char* name;
     const Kernels* kernels;
+    const Int8Kernels* int8;
     bool (*is_supported)();
 };
 
 // A new instruction set is one more row here.
 const Entry entries[] = {
-    {Isa::scalar, "scalar", &kernels_scalar, [] { return true; }},
+    {Isa::scalar, "scalar", &kernels_scalar, nullptr, [] { return true; }},
 #if defined(GPLFAST_X86)
-    {Isa::avx2, "avx2", &kernels_avx2,
+    {Isa::avx2, "avx2", &kernels_avx2, nullptr,
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
-    {Isa::avx512, "avx512", &kernels_avx512,
+    {Isa::avx512, "avx512", &kernels_avx512, nullptr,
      [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx2") &&
+                __builtin_cpu_supports("fma");
+     }},
+    {Isa::avx512_vnni, "avx512_vnni", &kernels_avx512, &kernels_avx512_vnni,
+     [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx2") &&
                 __builtin_cpu_supports("fma");
      }},
 #endif
@@ -49,6 +56,12 @@ const Entry& entry_of(Isa isa) {
     return entries[0];
 }
 
+const Entry* forced_entry() {
+    if (const Entry* entry = forced.load()) return entry;
+    const char* name = std::getenv("GPLFAST_ISA");
+    return name && *name ? &find_available(name, "GPLFAST_ISA") : nullptr;
+}
+
 }  // namespace
 
 const char* isa_name(Isa isa) {
@@ -64,10 +77,7 @@ std::vector<Isa> available_isas() {
 }
 
 Isa current_isa() {
-    if (const Entry* entry = forced.load()) return entry->isa;
-    if (const char* name = std::getenv("GPLFAST_ISA"); name && *name) {
-        return find_available(name, "GPLFAST_ISA").isa;
-    }
+    if (const Entry* entry = forced_entry()) return entry->isa;
     static const Isa best = available_isas().back();
     return best;
 }
@@ -76,8 +86,9 @@ void force_isa(const std::string& name) {
     forced.store(name.empty() ? nullptr : &find_available(name, "force_isa"));
 }
 
-const Kernels& kernels_for(Isa isa) {
-    return *entry_of(isa).kernels;
+KernelSet current_kernels() {
+    const Entry& entry = entry_of(current_isa());
+    return {entry.kernels, entry.int8, forced_entry() != nullptr};
 }
 
 }  // namespace gplfast::cpu

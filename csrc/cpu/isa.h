@@ -8,7 +8,7 @@
 
 namespace gplfast::cpu {
 
-enum class Isa { scalar, avx2, avx512 };  // ascending preference
+enum class Isa { scalar, avx2, avx512, avx512_vnni };  // ascending preference
 
 const char* isa_name(Isa isa);
 
@@ -22,6 +22,14 @@ Isa current_isa();
 // Forces one by name for this process; an empty name goes back to the environment's choice.
 void force_isa(const std::string& name);
 
-const Kernels& kernels_for(Isa isa);
+// What an operation runs on.
+struct KernelSet {
+    const Kernels* floats;
+    const Int8Kernels* int8;  // nullptr: the instruction set has no integer scan
+    bool is_forced;           // use it whatever the shape
+};
+
+// The kernels of current_isa().
+KernelSet current_kernels();
 
 }  // namespace gplfast::cpu

@@ -27,8 +27,62 @@ struct Kernels {
 constexpr size_t max_tile_queries = 16;
 constexpr size_t max_panel_docs = 32;
 
+// The integer scan. A row becomes one byte an element, byte = int8_zero + round(y / scale) within
+// +-127, where y is the row times a factor, less a mean, rotated. Rows are padded with int8_zero to
+// a stride that is a multiple of int8_depth.
+constexpr int32_t int8_zero = 128;
+constexpr size_t int8_depth = 64;
+constexpr size_t max_int8_tile_queries = 32;
+constexpr size_t max_int8_panel_docs = 32;
+
+struct Int8Row {
+    float scale;
+    float largest;          // |y|'s largest element
+    float square_norm;      // |y|^2; not finite when the row is not
+    float square_residual;  // |y - scale (byte - int8_zero)|^2
+    int32_t sum;            // of byte - int8_zero
+};
+
+// A tile of queries. A pair is a candidate unless
+//     score < thresholds[query] inverse_scales[doc] - norms[query] residuals[doc]
+//             - residuals[query] norms[doc];
+// NaN anywhere makes it one.
+struct Int8Queries {
+    const int8_t* bytes;      // [stride / 4][tile_queries][4], without int8_zero
+    const int32_t* offsets;   // what a score starts from
+    const float* thresholds;  // each [tile_queries], as are the next two
+    const float* norms;
+    const float* residuals;
+};
+
+// A panel of documents.
+struct Int8Docs {
+    const uint8_t* bytes;         // [panel_docs][stride]
+    const float* inverse_scales;  // each [panel_docs], as are the next two
+    const float* residuals;
+    const float* norms;
+};
+
+struct Int8Kernels {
+    size_t tile_queries;
+    size_t panel_docs;
+
+    // scores[doc * tile_queries + query] = offsets[query] + sum of doc byte times query byte,
+    // exactly, for stride <= 2^15. Bit `query` of candidates[doc] says whether the pair is one.
+    // Returns the OR of candidates.
+    uint32_t (*scan_tile)(const Int8Queries& queries, const Int8Docs& docs, size_t stride,
+                          int32_t* scores, uint32_t* candidates);
+
+    // Quantises row * factor - mean, its elements multiplied by signs (+-1) and rotated by
+    // Walsh-Hadamard matrices on the diagonal: as many of size 256 as fit, then of 64, 16, 4 and
+    // 1. Each stage of a transform rounds once. `work` has room for `stride` floats.
+    Int8Row (*quantize)(const float* row, float factor, const float* mean, const float* signs,
+                        size_t dim, size_t stride, float* work, uint8_t* bytes);
+};
+
 extern const Kernels kernels_scalar;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Int8Kernels kernels_avx512_vnni;
 
 }  // namespace gplfast::cpu

@@ -3,21 +3,12 @@
 #include <algorithm>
 #include <atomic>
 
+#include "ops/rounding.h"
+
 namespace gplfast::ops {
 namespace {
 
 std::atomic<double> bound_scale{1.0};
-
-constexpr float infinity = std::numeric_limits<float>::infinity();
-
-float rounded_up(double x) {
-    const float nearest = static_cast<float>(x);
-    return nearest < x ? std::nextafter(nearest, infinity) : nearest;
-}
-
-float rounded_down(double x) {
-    return -rounded_up(-x);
-}
 
 // Copies up to `width` rows into one [dim][width] block. In steps of 16 columns, so that the lines
 // being written stay in L1.
@@ -99,6 +90,10 @@ float ScanBound::threshold(float score) const {
 
 void set_bound_scale_for_testing(double scale) {
     bound_scale.store(scale);
+}
+
+double bound_scale_for_testing() {
+    return bound_scale.load();
 }
 
 std::vector<float> slopes_of(const PackedRows& queries, const ScanBound& bound) {

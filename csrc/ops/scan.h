@@ -67,6 +67,7 @@ class ScanBound {
 
 // Multiplies every error bound by `scale`. For the test that a bound too small loses answers.
 void set_bound_scale_for_testing(double scale);
+double bound_scale_for_testing();
 
 // Calls on_candidate(query, doc) (positions in the packed rows) for every pair whose score may
 // reach its query's threshold. `thresholds` has a value for each query, +inf in the padding, and

@@ -8,6 +8,8 @@
 
 #include "common/parallel.h"
 #include "common/top_k.h"
+#include "ops/exclusions.h"
+#include "ops/int8_search.h"
 #include "ops/scan.h"
 
 namespace gplfast::ops {
@@ -57,30 +59,6 @@ Plan plan_for(const SearchProblem& problem, const cpu::Kernels& kernels) {
     plan.n_ranges = ceil_div(n_docs, plan.range_docs);
     return plan;
 }
-
-// Sorted copies of the exclusions of a block of queries.
-class Exclusions {
-  public:
-    Exclusions(const ExcludeView& exclude, size_t first_query, size_t n_queries) {
-        if (!exclude.indptr) return;
-        const int64_t* indptr = exclude.indptr + first_query;
-        ids_.assign(exclude.ids + indptr[0], exclude.ids + indptr[n_queries]);
-        starts_.resize(n_queries + 1);
-        for (size_t i = 0; i <= n_queries; ++i) starts_[i] = indptr[i] - indptr[0];
-        for (size_t i = 0; i < n_queries; ++i) {
-            std::sort(ids_.begin() + starts_[i], ids_.begin() + starts_[i + 1]);
-        }
-    }
-
-    bool contains(size_t query, int64_t id) const {
-        return !starts_.empty() && std::binary_search(ids_.begin() + starts_[query],
-                                                      ids_.begin() + starts_[query + 1], id);
-    }
-
-  private:
-    std::vector<int64_t> ids_;
-    std::vector<int64_t> starts_;
-};
 
 // One task: a block of queries against a range of documents.
 class BlockSearch {
@@ -162,26 +140,14 @@ class BlockSearch {
     std::vector<TopK> best_;
 };
 
-void write_row(const Hit* hits, size_t n_hits, size_t k, float* scores, int64_t* ids) {
-    for (size_t i = 0; i < k; ++i) {
-        scores[i] = i < n_hits ? hits[i].score : -infinity;
-        ids[i] = i < n_hits ? hits[i].id : -1;
-    }
-}
+// Below this many queries the cost of quantising every document is not earned back.
+constexpr size_t min_int8_queries = 64;
 
-}  // namespace
-
-void search(const SearchProblem& problem, const cpu::Kernels& kernels,
-            const std::function<void()>& poll, float* scores, int64_t* ids) {
+void search_float(const SearchProblem& problem, const cpu::Kernels& kernels,
+                  const std::function<void()>& poll, float* scores, int64_t* ids) {
     const size_t n_queries = problem.queries.n_rows;
     const size_t n_docs = problem.docs.n_rows;
     const size_t k = problem.k;
-    if (n_queries == 0) return;
-    if (n_docs == 0) {
-        for (size_t i = 0; i < n_queries; ++i)
-            write_row(nullptr, 0, k, scores + i * k, ids + i * k);
-        return;
-    }
     const Plan plan = plan_for(problem, kernels);
     const size_t range_k = std::min(k, plan.range_docs);
     // With one range a task's answer is final; with several, their lists are merged at the end.
@@ -200,7 +166,7 @@ void search(const SearchProblem& problem, const cpu::Kernels& kernels,
             const size_t n_hits = block.finish(i);
             const size_t query = first_query + i;
             if (plan.n_ranges == 1) {
-                write_row(block.hits(i), n_hits, k, scores + query * k, ids + query * k);
+                write_hits(block.hits(i), n_hits, k, scores + query * k, ids + query * k);
             } else {
                 const size_t slot = query * plan.n_ranges + range;
                 n_partial[slot] = n_hits;
@@ -219,8 +185,36 @@ void search(const SearchProblem& problem, const cpu::Kernels& kernels,
             merged.insert(merged.end(), list, list + n_partial[slot]);
         }
         std::sort(merged.begin(), merged.end(), better);
-        write_row(merged.data(), std::min(k, merged.size()), k, scores + query * k,
-                  ids + query * k);
+        write_hits(merged.data(), std::min(k, merged.size()), k, scores + query * k,
+                   ids + query * k);
+    }
+}
+
+}  // namespace
+
+void write_hits(const Hit* hits, size_t n_hits, size_t k, float* scores, int64_t* ids) {
+    for (size_t i = 0; i < k; ++i) {
+        scores[i] = i < n_hits ? hits[i].score : -infinity;
+        ids[i] = i < n_hits ? hits[i].id : -1;
+    }
+}
+
+void search(const SearchProblem& problem, const cpu::KernelSet& set,
+            const std::function<void()>& poll, float* scores, int64_t* ids) {
+    const size_t k = problem.k;
+    if (problem.docs.n_rows == 0) {
+        for (size_t i = 0; i < problem.queries.n_rows; ++i) {
+            write_hits(nullptr, 0, k, scores + i * k, ids + i * k);
+        }
+        return;
+    }
+    if (problem.queries.n_rows == 0) return;
+    constexpr size_t max_int8_dim = size_t{1} << 15;  // sums of more products may leave int32
+    const bool is_worth_it = set.is_forced || problem.queries.n_rows >= min_int8_queries;
+    if (set.int8 && is_worth_it && problem.docs.dim <= max_int8_dim) {
+        search_int8(problem, *set.floats, *set.int8, poll, scores, ids);
+    } else {
+        search_float(problem, *set.floats, poll, scores, ids);
     }
 }
 

@@ -7,7 +7,8 @@
 
 #include "common/canonical.h"
 #include "common/matrix_view.h"
-#include "cpu/kernels.h"
+#include "common/total_order.h"
+#include "cpu/isa.h"
 
 namespace gplfast::ops {
 
@@ -31,7 +32,10 @@ struct SearchProblem {
 
 // Writes (n_queries, k) scores and ids, best first; -inf and -1 where fewer than k exist.
 // Memory: O(n_queries k) and tiles.
-void search(const SearchProblem& problem, const cpu::Kernels& kernels,
+void search(const SearchProblem& problem, const cpu::KernelSet& set,
             const std::function<void()>& poll, float* scores, int64_t* ids);
+
+// One row of the answer: hits in order, then padding.
+void write_hits(const Hit* hits, size_t n_hits, size_t k, float* scores, int64_t* ids);
 
 }  // namespace gplfast::ops

@@ -1,0 +1,243 @@
+#include "ops/int8_search.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "common/parallel.h"
+#include "ops/candidates.h"
+#include "ops/exclusions.h"
+#include "ops/quantized.h"
+
+namespace gplfast::ops {
+namespace {
+
+size_t ceil_div(size_t a, size_t b) {
+    return (a + b - 1) / b;
+}
+
+// Blocks of queries times ranges of a chunk's panels are the tasks. There is more than one range
+// only when there are too few queries to occupy the threads.
+struct Plan {
+    size_t block_queries;
+    size_t n_query_blocks;
+    size_t n_ranges;
+    size_t chunk_docs;
+    size_t n_chunks;
+};
+
+Plan plan_for(const SearchProblem& problem, const cpu::Int8Kernels& int8, size_t stride) {
+    constexpr size_t max_block_bytes = 512 * 1024;  // of quantised queries: half of a 1 MB L2
+    constexpr size_t chunk_bytes = size_t{32} << 20;
+    const size_t n_queries = problem.queries.n_rows;
+    Plan plan{};
+    size_t wanted = problem.block_queries;
+    if (wanted == 0) {
+        wanted = std::min(ceil_div(n_queries, problem.n_threads), max_block_bytes / stride);
+    }
+    plan.block_queries =
+        std::max<size_t>(1, ceil_div(wanted, int8.tile_queries)) * int8.tile_queries;
+    plan.n_query_blocks = ceil_div(n_queries, plan.block_queries);
+    plan.n_ranges = ceil_div(problem.n_threads, plan.n_query_blocks);
+    plan.chunk_docs =
+        problem.block_docs ? problem.block_docs : std::max(chunk_bytes / stride, int8.panel_docs);
+    plan.n_chunks = ceil_div(problem.docs.n_rows, plan.chunk_docs);
+    return plan;
+}
+
+// A step that visits all of n places once in a scattered order: rows sorted by score would
+// otherwise each raise every threshold.
+size_t scattered_step(size_t n) {
+    size_t step = std::max<size_t>(1, static_cast<size_t>(0.618 * static_cast<double>(n)));
+    while (std::gcd(step, n) != 1) ++step;
+    return step;
+}
+
+// A block of queries and what it has found in one range of every chunk.
+class Block {
+  public:
+    Block(const SearchProblem& problem, const cpu::Kernels& kernels, const cpu::Int8Kernels& int8,
+          const Quantizer& quantizer, size_t first_query, size_t n_queries, size_t k)
+        : problem_(problem),
+          kernels_(kernels),
+          int8_(int8),
+          stride_(quantizer.stride()),
+          first_query_(first_query),
+          queries_(problem.queries, first_query, n_queries, quantizer, int8),
+          exclusions_(problem.exclude, first_query, n_queries),
+          items_(std::make_unique_for_overwrite<Candidate[]>(n_queries *
+                                                             Candidates::capacity_for(k))) {
+        found_.reserve(n_queries);
+        for (size_t i = 0; i < n_queries; ++i) {
+            found_.emplace_back(items_.get() + i * Candidates::capacity_for(k), k);
+        }
+        norms_.reserve(n_queries);
+        for (size_t i = 0; i < n_queries; ++i) norms_.push_back(norm_of(query(i)));
+    }
+
+    size_t n_queries() const { return found_.size(); }
+
+    // Scans the panels [begin, end) of a chunk whose first document is `first_doc`.
+    void scan(const QuantizedDocs& docs, size_t first_doc, size_t begin, size_t end,
+              const StopFlag& stop) {
+        if (begin >= end) return;
+        const size_t n = end - begin;
+        const size_t step = scattered_step(n);
+        for (size_t i = 0, place = 0; i < n && !stop.is_set(); ++i, place = (place + step) % n) {
+            scan_panel(docs, first_doc, (begin + place) * int8_.panel_docs);
+        }
+    }
+
+    void merge(Block& other) {
+        for (size_t i = 0; i < n_queries(); ++i) {
+            found_[i].merge(other.found_[i], [&](int64_t id) { return score(i, id); });
+        }
+    }
+
+    size_t finish(size_t i, Hit* hits) {
+        return found_[i].finish(hits, [&](int64_t id) { return score(i, id); });
+    }
+
+  private:
+    void scan_panel(const QuantizedDocs& docs, size_t first_doc, size_t first) {
+        int32_t scores[cpu::max_int8_panel_docs * cpu::max_int8_tile_queries];
+        uint32_t candidates[cpu::max_int8_panel_docs];
+        const cpu::Int8Docs panel = docs.panel(first);
+        const size_t n_docs = std::min(int8_.panel_docs, docs.count() - first);
+        for (size_t t = 0; t < queries_.n_tiles(); ++t) {
+            if (!int8_.scan_tile(queries_.tile(t), panel, stride_, scores, candidates)) continue;
+            const size_t tile = t * int8_.tile_queries;
+            const size_t n = std::min(int8_.tile_queries, n_queries() - tile);
+            const uint32_t valid = n >= 32 ? ~0u : (1u << n) - 1;
+            for (size_t d = 0; d < n_docs; ++d) {
+                for (uint32_t bits = candidates[d] & valid; bits != 0; bits &= bits - 1) {
+                    const size_t q = std::countr_zero(bits);
+                    add(docs, first_doc, first + d, tile + q, scores[d * int8_.tile_queries + q]);
+                }
+            }
+        }
+    }
+
+    void add(const QuantizedDocs& docs, size_t first_doc, size_t doc, size_t i, int32_t sum) {
+        if (queries_.is_nan(i) || std::isnan(docs.scale(doc))) return;
+        const auto id = static_cast<int64_t>(first_doc + doc);
+        if (exclusions_.contains(i, id)) return;
+        const auto [lower, upper] = queries_.bounds(i, sum, docs, doc);
+        if (found_[i].push(lower, upper, id, [&](int64_t row) { return score(i, row); })) {
+            queries_.raise(i, found_[i].threshold());
+        }
+    }
+
+    const float* query(size_t i) const { return problem_.queries.row(first_query_ + i); }
+
+    double norm_of(const float* row) const {
+        if (problem_.metric == Metric::inner_product) return 1.0;
+        return std::sqrt(kernels_.dot(row, row, problem_.docs.dim));
+    }
+
+    float score(size_t i, int64_t id) const {
+        const float* doc = problem_.docs.row(static_cast<size_t>(id));
+        const double norm = norm_of(doc);
+        const double dot = kernels_.dot(query(i), doc, problem_.docs.dim);
+        return canonical_score(dot, norms_[i], norm, problem_.metric);
+    }
+
+    const SearchProblem& problem_;
+    const cpu::Kernels& kernels_;
+    const cpu::Int8Kernels& int8_;
+    const size_t stride_;
+    const size_t first_query_;
+    QuantizedQueries queries_;
+    const Exclusions exclusions_;
+    std::unique_ptr<Candidate[]> items_;
+    std::vector<Candidates> found_;
+    std::vector<double> norms_;
+};
+
+// Quantises a chunk on all threads.
+void quantize_chunk(const SearchProblem& problem, const Quantizer& quantizer,
+                    const cpu::Int8Kernels& int8, size_t first_doc, size_t n_docs,
+                    QuantizedDocs& docs, const std::function<void()>& poll, StopFlag& stop) {
+    constexpr size_t piece_docs = 512;
+    docs.resize(n_docs, quantizer.stride(), int8.panel_docs);
+    const auto run_piece = [&](size_t piece) {
+        AlignedBuffer<float> work;
+        float* buffer = work.resize(quantizer.stride());
+        for (size_t i = piece * piece_docs; i < std::min(n_docs, (piece + 1) * piece_docs); ++i) {
+            docs.set(i, quantizer.document(problem.docs.row(first_doc + i), buffer, docs.bytes(i)));
+        }
+    };
+    parallel_for(ceil_div(n_docs, piece_docs), problem.n_threads, run_piece, poll, stop);
+}
+
+void search_group(const SearchProblem& problem, const cpu::Kernels& kernels,
+                  const cpu::Int8Kernels& int8, const std::function<void()>& poll, float* scores,
+                  int64_t* ids) {
+    const size_t n_docs = problem.docs.n_rows;
+    const size_t n_queries = problem.queries.n_rows;
+    const size_t k = std::min(problem.k, n_docs);
+    const Quantizer quantizer(problem.docs, problem.metric, kernels, int8);
+    const Plan plan = plan_for(problem, int8, quantizer.stride());
+    const size_t n_tasks = plan.n_query_blocks * plan.n_ranges;
+    std::vector<std::unique_ptr<Block>> blocks(n_tasks);
+    StopFlag stop;
+    const auto make_block = [&](size_t task) {
+        const size_t first = task / plan.n_ranges * plan.block_queries;
+        blocks[task] = std::make_unique<Block>(problem, kernels, int8, quantizer, first,
+                                               std::min(plan.block_queries, n_queries - first), k);
+    };
+    parallel_for(n_tasks, problem.n_threads, make_block, poll, stop);
+
+    QuantizedDocs docs;
+    const size_t step = scattered_step(plan.n_chunks);
+    for (size_t i = 0, chunk = 0; i < plan.n_chunks; ++i, chunk = (chunk + step) % plan.n_chunks) {
+        const size_t first = chunk * plan.chunk_docs;
+        const size_t count = std::min(plan.chunk_docs, n_docs - first);
+        quantize_chunk(problem, quantizer, int8, first, count, docs, poll, stop);
+        const size_t n_panels = ceil_div(count, int8.panel_docs);
+        const auto scan_block = [&](size_t task) {
+            const size_t range = task % plan.n_ranges;
+            blocks[task]->scan(docs, first, n_panels * range / plan.n_ranges,
+                               n_panels * (range + 1) / plan.n_ranges, stop);
+        };
+        parallel_for(n_tasks, problem.n_threads, scan_block, poll, stop);
+    }
+
+    const auto write_block = [&](size_t b) {
+        Block& block = *blocks[b * plan.n_ranges];
+        for (size_t r = 1; r < plan.n_ranges; ++r) block.merge(*blocks[b * plan.n_ranges + r]);
+        std::vector<Hit> hits(k);
+        for (size_t i = 0; i < block.n_queries() && !stop.is_set(); ++i) {
+            const size_t query = b * plan.block_queries + i;
+            const size_t n_hits = block.finish(i, hits.data());
+            write_hits(hits.data(), n_hits, problem.k, scores + query * problem.k,
+                       ids + query * problem.k);
+        }
+    };
+    parallel_for(plan.n_query_blocks, problem.n_threads, write_block, poll, stop);
+}
+
+}  // namespace
+
+void search_int8(const SearchProblem& problem, const cpu::Kernels& kernels,
+                 const cpu::Int8Kernels& int8, const std::function<void()>& poll, float* scores,
+                 int64_t* ids) {
+    constexpr size_t max_state_bytes = size_t{512} << 20;  // more queries are searched in turns
+    const size_t k = std::min(problem.k, problem.docs.n_rows);
+    const size_t query_bytes = Candidates::capacity_for(k) * sizeof(Candidate);
+    const size_t group = std::max(max_state_bytes / query_bytes, int8.tile_queries);
+    for (size_t first = 0; first < problem.queries.n_rows; first += group) {
+        SearchProblem part = problem;
+        part.queries.data = problem.queries.row(first);
+        part.queries.n_rows = std::min(group, problem.queries.n_rows - first);
+        if (problem.exclude.indptr) part.exclude.indptr = problem.exclude.indptr + first;
+        search_group(part, kernels, int8, poll, scores + first * problem.k,
+                     ids + first * problem.k);
+    }
+}
+
+}  // namespace gplfast::ops

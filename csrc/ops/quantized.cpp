@@ -1,0 +1,165 @@
+#include "ops/quantized.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "ops/rounding.h"
+#include "ops/scan.h"
+
+namespace gplfast::ops {
+namespace {
+
+constexpr float infinity = std::numeric_limits<float>::infinity();
+constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+
+size_t round_up(size_t n, size_t to) {
+    return (n + to - 1) / to * to;
+}
+
+// +-1 from a multiplicative hash of the position: the same on every machine, as a saved index
+// needs.
+float sign_of(size_t k) {
+    return ((k + 1) * 0x9e3779b97f4a7c15ull >> 61 & 1) ? -1.0f : 1.0f;
+}
+
+}  // namespace
+
+Quantizer::Quantizer(const MatrixView& docs, Metric metric, const cpu::Kernels& kernels,
+                     const cpu::Int8Kernels& int8)
+    : metric_(metric),
+      kernels_(kernels),
+      int8_(int8),
+      stride_(round_up(docs.dim, cpu::int8_depth)),
+      mean_(docs.dim, 0.0f),
+      zeros_(docs.dim, 0.0f),
+      signs_(docs.dim) {
+    for (size_t k = 0; k < docs.dim; ++k) signs_[k] = sign_of(k);
+    constexpr size_t n_sampled = 4096;  // any vector is right; a sample's mean is near enough
+    const size_t step = std::max<size_t>(1, docs.n_rows / n_sampled);
+    std::vector<double> sum(docs.dim, 0.0);
+    size_t n = 0;
+    for (size_t i = 0; i < docs.n_rows; i += step) {
+        const float* row = docs.row(i);
+        const double norm = std::sqrt(kernels.dot(row, row, docs.dim));
+        const double factor = factor_for(norm);
+        if (!(norm < 1e15) || !std::isfinite(factor)) continue;
+        for (size_t k = 0; k < docs.dim; ++k) sum[k] += factor * row[k];
+        ++n;
+    }
+    for (size_t k = 0; k < docs.dim && n > 0; ++k) {
+        mean_[k] = static_cast<float>(sum[k] / static_cast<double>(n));
+    }
+}
+
+double Quantizer::factor_for(double norm) const {
+    if (metric_ == Metric::inner_product) return 1.0;
+    return norm > 0.0 ? 1.0 / norm : 0.0;
+}
+
+Quantizer::Row Quantizer::document(const float* row, float* work, uint8_t* bytes) const {
+    return quantize(row, mean_.data(), work, bytes);
+}
+
+Quantizer::Row Quantizer::query(const float* row, float* work, uint8_t* bytes) const {
+    return quantize(row, zeros_.data(), work, bytes);
+}
+
+Quantizer::Row Quantizer::quantize(const float* row, const float* mean, float* work,
+                                   uint8_t* bytes) const {
+    const double norm = std::sqrt(kernels_.dot(row, row, dim()));
+    if (std::isnan(norm) || (metric_ == Metric::cosine && std::isinf(norm))) {
+        std::fill_n(bytes, stride_, static_cast<uint8_t>(cpu::int8_zero));
+        return {nan, 0.0, 0.0, false, 0};
+    }
+    const double factor = factor_for(norm);
+    const cpu::Int8Row found = int8_.quantize(row, static_cast<float>(factor), mean, signs_.data(),
+                                              dim(), stride_, work, bytes);
+    const bool in_range =
+        found.largest == 0.0f || (found.largest > 1e-12f && found.square_norm < 1e34f);
+    // A factor of float32's subnormal numbers has lost its digits, one above its range all of them.
+    const bool is_regular =
+        in_range && norm < 1e17 && (factor == 0.0 || (factor > 1e-30 && factor < 1e30));
+    if (!is_regular) return {1.0f, 0.0, 0.0, false, found.sum};
+    const bool is_cosine = metric_ == Metric::cosine;
+    // float32 sums of up to 2^15 squares, each rounded: far below one in 2^8.
+    const double length = std::sqrt(static_cast<double>(found.square_norm)) * (1.0 + 0x1p-8);
+    const double error = std::sqrt(static_cast<double>(found.square_residual)) * (1.0 + 0x1p-8);
+    const double residual =
+        error + 0x1p-19 * length + (is_cosine ? 0x1p-21 : 0.0) + 0x1p-36 * norm * factor;
+    return {found.scale, length, residual * bound_scale_for_testing(), true, found.sum};
+}
+
+double Quantizer::dot_mean(const float* query) const {
+    const double norm =
+        metric_ == Metric::cosine ? std::sqrt(kernels_.dot(query, query, dim())) : 1.0;
+    return kernels_.dot(query, mean_.data(), dim()) * factor_for(norm);
+}
+
+void QuantizedDocs::resize(size_t count, size_t stride, size_t panel_docs) {
+    const size_t padded = round_up(count, panel_docs);
+    count_ = count;
+    stride_ = stride;
+    bytes_.resize(padded * stride);
+    std::fill(bytes(count), bytes(padded), static_cast<uint8_t>(cpu::int8_zero));
+    for (auto* values : {&scales_, &inverse_scales_, &residuals_, &norms_}) {
+        values->assign(padded, 0.0f);
+    }
+}
+
+void QuantizedDocs::set(size_t i, const Quantizer::Row& row) {
+    scales_[i] = row.scale;
+    inverse_scales_[i] = row.is_regular ? 1.0f / row.scale : 0.0f;
+    residuals_[i] = row.is_regular ? rounded_up(row.residual / row.scale) : infinity;
+    norms_[i] = row.is_regular ? rounded_up(row.norm / row.scale) : infinity;
+}
+
+QuantizedQueries::QuantizedQueries(const MatrixView& queries, size_t first, size_t count,
+                                   const Quantizer& quantizer, const cpu::Int8Kernels& int8)
+    : count_(count), width_(int8.tile_queries), stride_(quantizer.stride()) {
+    const size_t padded = round_up(count, width_);
+    offsets_.assign(padded, 0);
+    scales_.assign(padded, 1.0f);
+    thresholds_.assign(padded, infinity);
+    norms_.assign(padded, 0.0f);
+    residuals_.assign(padded, 0.0f);
+    dot_means_.assign(padded, 0.0);
+    is_regular_.assign(padded, false);
+    bytes_.resize(padded * stride_);
+    std::fill_n(bytes_.data(), padded * stride_, int8_t{0});
+    std::vector<float> work(stride_);
+    std::vector<uint8_t> row_bytes(stride_);
+    for (size_t i = 0; i < count; ++i) {
+        const float* query = queries.row(first + i);
+        const Quantizer::Row row = quantizer.query(query, work.data(), row_bytes.data());
+        scales_[i] = row.scale;
+        if (is_nan(i)) continue;
+        thresholds_[i] = -infinity;
+        is_regular_[i] = row.is_regular;
+        if (!row.is_regular) continue;
+        norms_[i] = rounded_up((row.norm + row.residual) / row.scale);
+        residuals_[i] = rounded_up(row.residual / row.scale);
+        offsets_[i] = -cpu::int8_zero * row.sum;
+        dot_means_[i] = quantizer.dot_mean(query);
+        int8_t* tile = bytes_.data() + i / width_ * width_ * stride_;
+        for (size_t k = 0; k < stride_; ++k) {
+            tile[(k / 4 * width_ + i % width_) * 4 + k % 4] =
+                static_cast<int8_t>(static_cast<int>(row_bytes[k]) - cpu::int8_zero);
+        }
+    }
+}
+
+cpu::Int8Queries QuantizedQueries::tile(size_t t) const {
+    const size_t first = t * width_;
+    return {bytes_.data() + first * stride_, offsets_.data() + first, thresholds_.data() + first,
+            norms_.data() + first, residuals_.data() + first};
+}
+
+void QuantizedQueries::raise(size_t i, float score) {
+    if (!is_regular_[i] || std::isinf(score)) return;
+    // The canonical score was rounded, and so is the comparison with it.
+    const double slack = std::abs(static_cast<double>(score)) * 0x1p-22 + 0x1p-140;
+    thresholds_[i] = rounded_down((score - slack - dot_means_[i]) / scales_[i]);
+}
+
+}  // namespace gplfast::ops

@@ -1,0 +1,130 @@
+// Rows as bytes, and a proven bound on what that costs.
+//
+// With x' = x - mean and R orthogonal, q.x = (Rq).(Rx') + q.mean. Let x^ = scale_x (bytes) stand
+// for Rx' and q^ for Rq. Then |q.x' - q^.x^| <= |q| r_x + r_q |x'|, where r_x = |Rx' - x^| and r_q
+// are measured while quantising. q^.x^ is an exact integer times two scales. Roundings are covered
+// by making r_x larger by 2^-19 |x'| (rotation: at most 8 stages of 2^-24; the kernel's comparison:
+// 5 roundings of numbers no larger than |q| |x'| where they matter), for cosine by 2^-21 (rows
+// scaled to unit length in float32), and by 2^-36 |x| (canonical float64 sums). Rows for which this
+// does not hold (not finite, or so large or small that squares leave float32) are `irregular`:
+// every pair of theirs is rescored.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "common/aligned.h"
+#include "common/canonical.h"
+#include "common/matrix_view.h"
+#include "cpu/kernels.h"
+
+namespace gplfast::ops {
+
+// What rows of a search are quantised with: the documents' mean and the rotation's signs.
+class Quantizer {
+  public:
+    Quantizer(const MatrixView& docs, Metric metric, const cpu::Kernels& kernels,
+              const cpu::Int8Kernels& int8);
+
+    struct Row {
+        float scale;      // of the bytes; NaN: scores with nothing
+        double norm;      // |x'| after scaling to unit length for cosine, rounded up
+        double residual;  // r_x, rounded up
+        bool is_regular;
+        int32_t sum;
+    };
+
+    Row document(const float* row, float* work, uint8_t* bytes) const;
+    Row query(const float* row, float* work, uint8_t* bytes) const;
+
+    // query . mean, of the query scaled to unit length for cosine.
+    double dot_mean(const float* query) const;
+
+    size_t dim() const { return mean_.size(); }
+    size_t stride() const { return stride_; }
+    Metric metric() const { return metric_; }
+
+  private:
+    Row quantize(const float* row, const float* mean, float* work, uint8_t* bytes) const;
+    double factor_for(double norm) const;
+
+    const Metric metric_;
+    const cpu::Kernels& kernels_;
+    const cpu::Int8Kernels& int8_;
+    const size_t stride_;
+    std::vector<float> mean_;
+    std::vector<float> zeros_;
+    std::vector<float> signs_;
+};
+
+// Documents for Int8Kernels::scan_tile: whole panels, the rows behind the last one empty.
+class QuantizedDocs {
+  public:
+    void resize(size_t count, size_t stride, size_t panel_docs);
+    void set(size_t i, const Quantizer::Row& row);
+    uint8_t* bytes(size_t i) { return bytes_.data() + i * stride_; }
+
+    size_t count() const { return count_; }
+    float scale(size_t i) const { return scales_[i]; }
+    float residual(size_t i) const { return residuals_[i]; }
+    float norm(size_t i) const { return norms_[i]; }
+    bool is_regular(size_t i) const { return inverse_scales_[i] != 0.0f; }
+    cpu::Int8Docs panel(size_t first) const {
+        return {bytes_.data() + first * stride_, inverse_scales_.data() + first,
+                residuals_.data() + first, norms_.data() + first};
+    }
+
+  private:
+    size_t count_ = 0;
+    size_t stride_ = 0;
+    AlignedBuffer<uint8_t> bytes_;
+    std::vector<float> scales_, inverse_scales_, residuals_, norms_;  // the last two over scale
+};
+
+// Queries for Int8Kernels::scan_tile, in whole tiles.
+class QuantizedQueries {
+  public:
+    QuantizedQueries(const MatrixView& queries, size_t first, size_t count,
+                     const Quantizer& quantizer, const cpu::Int8Kernels& int8);
+
+    size_t count() const { return count_; }
+    size_t n_tiles() const { return (count_ + width_ - 1) / width_; }
+    cpu::Int8Queries tile(size_t t) const;
+    bool is_nan(size_t i) const { return scales_[i] != scales_[i]; }
+
+    // Pairs of query i need a canonical score of at least `score` from now on.
+    void raise(size_t i, float score);
+
+    // Bounds on the canonical score of query i and a document, given the kernel's score.
+    struct Bounds {
+        float lower;
+        float upper;
+    };
+    Bounds bounds(size_t i, int32_t score, const QuantizedDocs& docs, size_t doc) const {
+        constexpr float infinity = std::numeric_limits<float>::infinity();
+        if (!is_regular_[i] || !docs.is_regular(doc)) return {-infinity, infinity};
+        const double unit = static_cast<double>(scales_[i]) * docs.scale(doc);
+        const double near = score * unit + dot_means_[i];
+        const double error = (static_cast<double>(norms_[i]) * docs.residual(doc) +
+                              static_cast<double>(residuals_[i]) * docs.norm(doc)) *
+                             unit;
+        // More than the roundings of the canonical score and of these two to float32.
+        const double reach = error * (1.0 + 0x1p-20) + std::abs(near) * 0x1p-22 + 0x1p-140;
+        return {static_cast<float>(near - reach), static_cast<float>(near + reach)};
+    }
+
+  private:
+    size_t count_;
+    size_t width_;
+    size_t stride_;
+    AlignedBuffer<int8_t> bytes_;
+    std::vector<int32_t> offsets_;
+    std::vector<float> scales_, thresholds_, norms_, residuals_;  // the last two over scale
+    std::vector<double> dot_means_;
+    std::vector<char> is_regular_;
+};
+
+}  // namespace gplfast::ops
