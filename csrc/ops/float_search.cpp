@@ -1,25 +1,21 @@
-#include "ops/search.h"
+#include "ops/float_search.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <vector>
 
+#include "common/integers.h"
 #include "common/parallel.h"
 #include "common/top_k.h"
 #include "ops/exclusions.h"
-#include "ops/int8_search.h"
+#include "ops/partial_lists.h"
 #include "ops/scan.h"
 
 namespace gplfast::ops {
 namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
-
-size_t ceil_div(size_t a, size_t b) {
-    return (a + b - 1) / b;
-}
 
 // How the pairs are cut into tasks: blocks of queries, times ranges of documents when there are too
 // few queries to occupy the threads.
@@ -86,12 +82,11 @@ class BlockSearch {
     // otherwise each raise the threshold once.
     void run(size_t begin, size_t end, size_t block_docs, const StopFlag& stop) {
         const size_t n_blocks = ceil_div(end - begin, block_docs);
-        size_t stride = std::max<size_t>(1, static_cast<size_t>(0.618 * n_blocks));
-        while (std::gcd(stride, n_blocks) != 1) ++stride;
+        const size_t step = scattered_step(n_blocks);
         for (size_t i = 0, block = 0; i < n_blocks && !stop.is_set(); ++i) {
             const size_t first = begin + block * block_docs;
             scan_block(first, std::min(block_docs, end - first));
-            block = (block + stride) % n_blocks;
+            block = (block + step) % n_blocks;
         }
     }
 
@@ -140,20 +135,17 @@ class BlockSearch {
     std::vector<TopK> best_;
 };
 
-// Below this many queries the cost of quantising every document is not earned back.
-constexpr size_t min_int8_queries = 64;
+}  // namespace
 
 void search_float(const SearchProblem& problem, const cpu::Kernels& kernels,
                   const std::function<void()>& poll, float* scores, int64_t* ids) {
     const size_t n_queries = problem.queries.n_rows;
     const size_t n_docs = problem.docs.n_rows;
-    const size_t k = problem.k;
     const Plan plan = plan_for(problem, kernels);
-    const size_t range_k = std::min(k, plan.range_docs);
-    // With one range a task's answer is final; with several, their lists are merged at the end.
-    std::vector<Hit> partial(plan.n_ranges > 1 ? n_queries * plan.n_ranges * range_k : 0);
-    std::vector<size_t> n_partial(plan.n_ranges > 1 ? n_queries * plan.n_ranges : 0);
-
+    const size_t range_k = std::min(problem.k, plan.range_docs);
+    // With one range a block's answer is final.
+    const bool is_final = plan.n_ranges == 1;
+    PartialLists lists(is_final ? 0 : n_queries, plan.n_ranges, range_k);
     StopFlag stop;
     const auto run_task = [&](size_t task) {
         const size_t range = task % plan.n_ranges;
@@ -164,58 +156,16 @@ void search_float(const SearchProblem& problem, const cpu::Kernels& kernels,
         block.run(first_doc, std::min(n_docs, first_doc + plan.range_docs), plan.block_docs, stop);
         for (size_t i = 0; i < block.n_queries(); ++i) {
             const size_t n_hits = block.finish(i);
-            const size_t query = first_query + i;
-            if (plan.n_ranges == 1) {
-                write_hits(block.hits(i), n_hits, k, scores + query * k, ids + query * k);
+            const size_t row = (first_query + i) * problem.k;
+            if (is_final) {
+                write_hits(block.hits(i), n_hits, problem.k, scores + row, ids + row);
             } else {
-                const size_t slot = query * plan.n_ranges + range;
-                n_partial[slot] = n_hits;
-                std::copy_n(block.hits(i), n_hits, partial.begin() + slot * range_k);
+                lists.put(first_query + i, range, block.hits(i), n_hits);
             }
         }
     };
     parallel_for(plan.n_query_blocks * plan.n_ranges, problem.n_threads, run_task, poll, stop);
-
-    if (plan.n_ranges == 1) return;
-    std::vector<Hit> merged;
-    for (size_t query = 0; query < n_queries; ++query) {
-        merged.clear();
-        for (size_t slot = query * plan.n_ranges; slot < (query + 1) * plan.n_ranges; ++slot) {
-            const auto list = partial.begin() + slot * range_k;
-            merged.insert(merged.end(), list, list + n_partial[slot]);
-        }
-        std::sort(merged.begin(), merged.end(), better);
-        write_hits(merged.data(), std::min(k, merged.size()), k, scores + query * k,
-                   ids + query * k);
-    }
-}
-
-}  // namespace
-
-void write_hits(const Hit* hits, size_t n_hits, size_t k, float* scores, int64_t* ids) {
-    for (size_t i = 0; i < k; ++i) {
-        scores[i] = i < n_hits ? hits[i].score : -infinity;
-        ids[i] = i < n_hits ? hits[i].id : -1;
-    }
-}
-
-void search(const SearchProblem& problem, const cpu::KernelSet& set,
-            const std::function<void()>& poll, float* scores, int64_t* ids) {
-    const size_t k = problem.k;
-    if (problem.docs.n_rows == 0) {
-        for (size_t i = 0; i < problem.queries.n_rows; ++i) {
-            write_hits(nullptr, 0, k, scores + i * k, ids + i * k);
-        }
-        return;
-    }
-    if (problem.queries.n_rows == 0) return;
-    constexpr size_t max_int8_dim = size_t{1} << 15;  // sums of more products may leave int32
-    const bool is_worth_it = set.is_forced || problem.queries.n_rows >= min_int8_queries;
-    if (set.int8 && is_worth_it && problem.docs.dim <= max_int8_dim) {
-        search_int8(problem, *set.floats, *set.int8, poll, scores, ids);
-    } else {
-        search_float(problem, *set.floats, poll, scores, ids);
-    }
+    lists.write(problem.k, scores, ids);
 }
 
 }  // namespace gplfast::ops

@@ -3,11 +3,10 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <limits>
 #include <memory>
-#include <numeric>
 #include <vector>
 
+#include "common/integers.h"
 #include "common/parallel.h"
 #include "ops/candidates.h"
 #include "ops/exclusions.h"
@@ -15,10 +14,6 @@
 
 namespace gplfast::ops {
 namespace {
-
-size_t ceil_div(size_t a, size_t b) {
-    return (a + b - 1) / b;
-}
 
 // Blocks of queries times ranges of a chunk's panels are the tasks. There is more than one range
 // only when there are too few queries to occupy the threads.
@@ -39,22 +34,13 @@ Plan plan_for(const SearchProblem& problem, const cpu::Int8Kernels& int8, size_t
     if (wanted == 0) {
         wanted = std::min(ceil_div(n_queries, problem.n_threads), max_block_bytes / stride);
     }
-    plan.block_queries =
-        std::max<size_t>(1, ceil_div(wanted, int8.tile_queries)) * int8.tile_queries;
+    plan.block_queries = round_up(std::max<size_t>(1, wanted), int8.tile_queries);
     plan.n_query_blocks = ceil_div(n_queries, plan.block_queries);
     plan.n_ranges = ceil_div(problem.n_threads, plan.n_query_blocks);
     plan.chunk_docs =
         problem.block_docs ? problem.block_docs : std::max(chunk_bytes / stride, int8.panel_docs);
     plan.n_chunks = ceil_div(problem.docs.n_rows, plan.chunk_docs);
     return plan;
-}
-
-// A step that visits all of n places once in a scattered order: rows sorted by score would
-// otherwise each raise every threshold.
-size_t scattered_step(size_t n) {
-    size_t step = std::max<size_t>(1, static_cast<size_t>(0.618 * static_cast<double>(n)));
-    while (std::gcd(step, n) != 1) ++step;
-    return step;
 }
 
 // A block of queries and what it has found in one range of every chunk.

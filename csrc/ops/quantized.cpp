@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "common/integers.h"
 #include "ops/rounding.h"
 #include "ops/scan.h"
 
@@ -12,10 +13,6 @@ namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float nan = std::numeric_limits<float>::quiet_NaN();
-
-size_t round_up(size_t n, size_t to) {
-    return (n + to - 1) / to * to;
-}
 
 // +-1 from a multiplicative hash of the position: the same on every machine, as a saved index
 // needs.

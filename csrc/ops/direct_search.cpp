@@ -1,0 +1,92 @@
+#include "ops/direct_search.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "common/integers.h"
+#include "common/parallel.h"
+#include "common/top_k.h"
+#include "ops/exclusions.h"
+#include "ops/partial_lists.h"
+
+namespace gplfast::ops {
+namespace {
+
+// All queries against a range of documents.
+class RangeSearch {
+  public:
+    RangeSearch(const SearchProblem& problem, const cpu::Kernels& kernels,
+                const Exclusions& exclusions, size_t k)
+        : problem_(problem),
+          kernels_(kernels),
+          exclusions_(exclusions),
+          hits_(problem.queries.n_rows * TopK::capacity_for(k)) {
+        for (size_t i = 0; i < problem.queries.n_rows; ++i) {
+            best_.emplace_back(hits_.data() + i * TopK::capacity_for(k), k);
+            norms_.push_back(norm_of(problem.queries.row(i)));
+        }
+    }
+
+    void run(size_t begin, size_t end, const StopFlag& stop) {
+        constexpr size_t rows_between_looks = 4096;
+        for (size_t row = begin; row < end; ++row) {
+            if (row % rows_between_looks == 0 && stop.is_set()) return;
+            const float* doc = problem_.docs.row(row);
+            const double norm = norm_of(doc);
+            for (size_t i = 0; i < best_.size(); ++i) add(i, doc, norm, static_cast<int64_t>(row));
+        }
+    }
+
+    size_t finish(size_t i) { return best_[i].finish(); }
+    const Hit* hits(size_t i) const { return hits_.data() + i * (hits_.size() / best_.size()); }
+
+  private:
+    void add(size_t i, const float* doc, double norm, int64_t id) {
+        const double dot = kernels_.dot(problem_.queries.row(i), doc, problem_.docs.dim);
+        const float score = canonical_score(dot, norms_[i], norm, problem_.metric);
+        if (!(score >= best_[i].kth_score()) || exclusions_.contains(i, id)) return;
+        best_[i].push({score, id});
+    }
+
+    // NaN where the row has no cosine.
+    double norm_of(const float* row) const {
+        if (problem_.metric == Metric::inner_product) return 1.0;
+        const double norm = std::sqrt(kernels_.dot(row, row, problem_.docs.dim));
+        return std::isinf(norm) ? std::numeric_limits<double>::quiet_NaN() : norm;
+    }
+
+    const SearchProblem& problem_;
+    const cpu::Kernels& kernels_;
+    const Exclusions& exclusions_;
+    std::vector<Hit> hits_;
+    std::vector<TopK> best_;
+    std::vector<double> norms_;
+};
+
+}  // namespace
+
+void search_direct(const SearchProblem& problem, const cpu::Kernels& kernels,
+                   const std::function<void()>& poll, float* scores, int64_t* ids) {
+    constexpr size_t min_range_docs = 4096;
+    const size_t n_docs = problem.docs.n_rows;
+    const size_t n_queries = problem.queries.n_rows;
+    const size_t wanted = problem.n_threads == 1 ? 1 : 4 * problem.n_threads;
+    const size_t n_ranges = std::clamp<size_t>(n_docs / min_range_docs, 1, wanted);
+    const size_t range_k = std::min(problem.k, ceil_div(n_docs, n_ranges));
+    const Exclusions exclusions(problem.exclude, 0, n_queries);
+    PartialLists lists(n_queries, n_ranges, range_k);
+    StopFlag stop;
+    const auto run_range = [&](size_t range) {
+        RangeSearch search(problem, kernels, exclusions, range_k);
+        search.run(n_docs * range / n_ranges, n_docs * (range + 1) / n_ranges, stop);
+        for (size_t i = 0; i < n_queries; ++i) {
+            const size_t n_hits = search.finish(i);
+            lists.put(i, range, search.hits(i), n_hits);
+        }
+    };
+    parallel_for(n_ranges, problem.n_threads, run_range, poll, stop);
+    lists.write(problem.k, scores, ids);
+}
+
+}  // namespace gplfast::ops

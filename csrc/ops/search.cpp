@@ -1,0 +1,39 @@
+#include "ops/search.h"
+
+#include <limits>
+
+#include "ops/direct_search.h"
+#include "ops/float_search.h"
+#include "ops/int8_search.h"
+
+namespace gplfast::ops {
+
+void write_hits(const Hit* hits, size_t n_hits, size_t k, float* scores, int64_t* ids) {
+    for (size_t i = 0; i < k; ++i) {
+        scores[i] = i < n_hits ? hits[i].score : -std::numeric_limits<float>::infinity();
+        ids[i] = i < n_hits ? hits[i].id : -1;
+    }
+}
+
+void search(const SearchProblem& problem, const cpu::KernelSet& set,
+            const std::function<void()>& poll, float* scores, int64_t* ids) {
+    // Scoring a pair takes about 100 cycles at dim 384, quantising a document about 600.
+    constexpr size_t max_direct_queries = 4;
+    constexpr size_t max_int8_dim = size_t{1} << 15;  // sums of more products may leave int32
+    const size_t n_queries = problem.queries.n_rows;
+    const size_t k = problem.k;
+    if (n_queries == 0) return;
+    if (problem.docs.n_rows == 0) {
+        for (size_t i = 0; i < n_queries; ++i) {
+            write_hits(nullptr, 0, k, scores + i * k, ids + i * k);
+        }
+    } else if (!set.is_forced && n_queries <= max_direct_queries) {
+        search_direct(problem, *set.floats, poll, scores, ids);
+    } else if (set.int8 && problem.docs.dim <= max_int8_dim) {
+        search_int8(problem, *set.floats, *set.int8, poll, scores, ids);
+    } else {
+        search_float(problem, *set.floats, poll, scores, ids);
+    }
+}
+
+}  // namespace gplfast::ops
