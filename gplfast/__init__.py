@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gplfast import errors
 
 if TYPE_CHECKING:
-    from gplfast.ops import Dedup, Hits, dedup, margins, search
+    from gplfast.ops import Dedup, Hits, Margins, dedup, margins, search
     from gplfast.pipeline import adapt
     from gplfast.steps import evaluate, generate, label, mine, train
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Dedup",
     "Hits",
+    "Margins",
     "__version__",
     "adapt",
     "dedup",
@@ -36,6 +37,7 @@ __all__ = [
 _HOME = {
     "Dedup": "gplfast.ops",
     "Hits": "gplfast.ops",
+    "Margins": "gplfast.ops",
     "dedup": "gplfast.ops",
     "margins": "gplfast.ops",
     "search": "gplfast.ops",

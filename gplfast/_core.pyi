@@ -1,5 +1,5 @@
 # Checked against the built extension by `make stubtest`.
-from numpy import float32, int64
+from numpy import bool_, float32, int64
 from numpy.typing import NDArray
 
 def search(
@@ -23,13 +23,34 @@ def dedup(
     *,
     block_rows: int = 0,
 ) -> tuple[NDArray[int64], int]: ...
+
+class MarginFilters:
+    def __init__(
+        self,
+        *,
+        first_rank: int,
+        end_rank: int,
+        min_score: float,
+        max_score: float,
+        absolute_margin: float,
+        relative_margin: float,
+        quota: int,
+        sampling: str,
+        temperature: float,
+        seed: int,
+    ) -> None: ...
+
 def margins(
     positive_scores: object,
     positive_indptr: object,
     negative_scores: object,
     negative_indptr: object,
     reference: str,
-) -> NDArray[float32]: ...
+    positive_groups: object,
+    negative_groups: object,
+    filters: MarginFilters,
+    threads: int,
+) -> tuple[NDArray[float32], NDArray[bool_], dict[str, int]]: ...
 def current_isa() -> str: ...
 def available_isas() -> list[str]: ...
 def force_isa(name: str) -> None: ...

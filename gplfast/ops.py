@@ -58,6 +58,19 @@ class Dedup(NamedTuple):
     """Pairs of rows whose score reaches the threshold, copies included."""
 
 
+class Margins(NamedTuple):
+    """Margins of negatives, and which stay."""
+
+    margins: NDArray[np.float32]
+    """(n_negatives,) float32: reference - score, computed in float64 and rounded once. NaN where the negative is NaN,
+    and for the whole query where the reference meets a NaN positive."""
+    kept: NDArray[np.bool_]
+    """(n_negatives,) bool."""
+    dropped: dict[str, int]
+    """How many each filter dropped: nan, rank, min_score, max_score, absolute_margin, relative_margin, positive_group,
+    negative_group, quota."""
+
+
 def search(
     queries: NDArray[np.float32],
     docs: NDArray[np.float32],
@@ -161,31 +174,120 @@ def margins(
     negative_indptr: NDArray[np.int64],
     *,
     reference: Literal["min", "mean", "max", "first"] = "min",
+    ranks: tuple[int, int | None] = (0, None),
+    min_score: float | None = None,
+    max_score: float | None = None,
+    absolute_margin: float | None = None,
+    relative_margin: float | None = None,
+    positive_groups: NDArray[np.int64] | None = None,
+    negative_groups: NDArray[np.int64] | None = None,
+    quota: int | None = None,
+    sampling: Literal["top", "uniform", "weighted"] = "top",
+    temperature: float = 1.0,
+    seed: int = 0,
     threads: int | None = None,
-) -> NDArray[np.float32]:
-    """Subtract each negative's score from a reference over its query's positives (GPL, Wang et al. 2022, eq. 2).
+) -> Margins:
+    """Subtract each negative's score from a reference over its query's positives, and choose negatives.
 
-    Lists are ragged: the scores of query i are `scores[indptr[i]:indptr[i + 1]]`.
+    The margin is GPL's (Wang et al. 2022, eq. 2). Lists are ragged: the scores of query i are
+    `scores[indptr[i]:indptr[i + 1]]`, best first where ranks matter. Filters work in the order of the arguments, and a
+    negative counts for the first that drops it. All comparisons are in float64.
 
     Args:
         positive_scores: (n_positives,) float32.
         positive_indptr: (n_queries + 1,) int64, from 0, never falling, to n_positives.
-        negative_scores: (n_negatives,) float32.
+        negative_scores: (n_negatives,) float32. NaN is dropped and counted.
         negative_indptr: (n_queries + 1,) int64, from 0, never falling, to n_negatives.
         reference: The positives' "min", "mean", "max" or "first" score.
-        threads: Accepted for symmetry with the other operations; this one is bound by memory and uses one.
+        ranks: Keep the places first <= place < end of each list, counted from 0; None: to its end.
+        min_score: Drop lower scores.
+        max_score: Drop higher scores.
+        absolute_margin: Drop where score + absolute_margin > reference (NV-Retriever's TopK-MarginPos, Moreira et al.
+            2024).
+        relative_margin: Drop where score > reference - relative_margin |reference| (TopK-PercPos, for any sign).
+        positive_groups: (n_positives,) int64: documents of one group are copies of each other, as
+            `dedup(...).representative` of their rows has them. Needs negative_groups.
+        negative_groups: (n_negatives,) int64. Drop what is of a positive's group, and all but the first of each group
+            of those that are left.
+        quota: At most so many negatives per query.
+        sampling: Which of more than `quota` stay: "top": the highest scores; "uniform": each with the same chance;
+            "weighted": drawn without replacement, in proportion to exp(score / temperature). Equal scores: the first.
+        temperature: Of "weighted"; above 0.
+        seed: Of the draws, 0 to 2^64 - 1. A draw is a function of (seed, query, place in the list).
+        threads: Number of threads; None for every CPU this process may use. Never changes the answer.
 
     Returns:
-        (n_negatives,) float32: reference - negative, computed in float64 and rounded once. NaN where the negative is
-        NaN, and for the whole query where the reference meets a NaN positive.
+        Margins(margins, kept, dropped).
 
     Raises:
-        ShapeError: Offsets do not fit, or a query has negatives and no positive; the message names it.
+        ShapeError: Offsets or groups do not fit, or a query has negatives and no positive; the message names it.
         DTypeError: An array has another type or memory order; the message says what to call.
-        ConfigError: reference or threads is out of range.
+        ConfigError: A setting is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> one = np.array([0, 1])
+        >>> found = margins(np.array([9], np.float32), one, np.array([8, 3, 1], np.float32), 3 * one, absolute_margin=2)
+        >>> found.margins, found.kept
+        (array([1., 6., 8.], dtype=float32), array([False,  True,  True]))
     """
-    _threads("margins", threads)
-    return _core.margins(positive_scores, positive_indptr, negative_scores, negative_indptr, reference)
+    if positive_groups is not None and negative_groups is None:
+        message = "margins: positive_groups is given but negative_groups is not; give both"
+        raise ConfigError(message)
+    limits = {
+        "min_score": min_score,
+        "max_score": max_score,
+        "absolute_margin": absolute_margin,
+        "relative_margin": relative_margin,
+    }
+    filters = _margin_filters(ranks, limits, quota, sampling=sampling, temperature=temperature, seed=seed)
+    parts = _core.margins(
+        positive_scores,
+        positive_indptr,
+        negative_scores,
+        negative_indptr,
+        reference,
+        positive_groups,
+        negative_groups,
+        filters,
+        _threads("margins", threads),
+    )
+    return Margins(*parts)
+
+
+def _margin_filters(
+    ranks: tuple[int, int | None],
+    limits: dict[str, float | None],
+    quota: int | None,
+    *,
+    sampling: str,
+    temperature: float,
+    seed: int,
+) -> _core.MarginFilters:
+    first, end = ranks
+    largest = np.iinfo(np.int64).max
+    if first < 0 or (end is not None and end <= first):
+        message = f"margins: ranks is ({first}, {end}) but must be 0 <= first < end"
+        raise ConfigError(message)
+    if not temperature > 0:
+        message = f"margins: temperature is {temperature} but must be above 0"
+        raise ConfigError(message)
+    if not 0 <= seed < 2**64:
+        message = f"margins: seed is {seed} but must be from 0 to 2^64 - 1"
+        raise ConfigError(message)
+    for name, value in limits.items():
+        if value is not None and math.isnan(value):
+            message = f"margins: {name} is NaN; give a number, or None for no limit"
+            raise ConfigError(message)
+    return _core.MarginFilters(
+        first_rank=first,
+        end_rank=largest if end is None else min(end, largest),
+        quota=0 if quota is None else _positive("margins", "quota", quota),
+        sampling=sampling,
+        temperature=temperature,
+        seed=seed,
+        **{name: math.nan if value is None else value for name, value in limits.items()},
+    )
 
 
 def available_threads() -> int:

@@ -102,3 +102,52 @@ def margins(positives, negatives, reference="min"):
         with np.errstate(all="ignore"):
             result.append((value - negative.astype(np.float64)).astype(np.float32))
     return result
+
+
+def select(positives, negatives, *, ranks, min_score, max_score, absolute_margin, relative_margin, quota, sampling,
+           temperature, seed, positive_groups=None, negative_groups=None):  # fmt: skip
+    """Which negatives stay, as one bool array, and how many each filter dropped; the reference is the lowest score."""
+    kept, dropped = [], {}
+    ends = np.cumsum([len(scores) for scores in positives])
+    start = 0
+    for query, (own, scores) in enumerate(zip(positives, negatives, strict=True)):
+        groups = None if negative_groups is None else negative_groups[start : start + len(scores)]
+        own_groups = () if groups is None else set(positive_groups[ends[query] - len(own) : ends[query]])
+        start += len(scores)
+        value, stays = float(own.min()), []
+        for place, score in enumerate(map(float, scores)):
+            if np.isnan(score):
+                reason = "nan"
+            elif not ranks[0] <= place < (len(scores) if ranks[1] is None else ranks[1]):
+                reason = "rank"
+            elif min_score is not None and score < min_score:
+                reason = "min_score"
+            elif max_score is not None and score > max_score:
+                reason = "max_score"
+            elif absolute_margin is not None and score + absolute_margin > value:
+                reason = "absolute_margin"
+            elif relative_margin is not None and score > value - abs(value) * relative_margin:
+                reason = "relative_margin"
+            elif groups is not None and groups[place] in own_groups:
+                reason = "positive_group"
+            elif groups is not None and any(groups[earlier] == groups[place] for earlier in stays):
+                reason = "negative_group"
+            else:
+                stays.append(place)
+                continue
+            dropped[reason] = dropped.get(reason, 0) + 1
+        if quota is not None and len(stays) > quota:
+            keys = {place: _key(seed, query, place, float(scores[place]), (sampling, temperature)) for place in stays}
+            dropped["quota"] = dropped.get("quota", 0) + len(stays) - quota
+            stays = sorted(stays, key=lambda place, keys=keys: (-keys[place], place))[:quota]
+        kept.append(np.isin(np.arange(len(scores)), stays))
+    return np.concatenate(kept), dropped
+
+
+def _key(seed, query, place, score, how):
+    sampling, temperature = how
+    if sampling == "top":
+        return score
+    bits = int(np.random.Philox(key=[seed, query], counter=[place, 0, 0, 0]).random_raw())
+    uniform = ((bits >> 11) + 0.5) / 2**53
+    return uniform if sampling == "uniform" else score / temperature - np.log(-np.log(uniform))

@@ -165,7 +165,7 @@ def test_rounding_mode_of_the_process_does_not_matter():
     calls = (
         lambda: gplfast.search(rows, rows, 9, metric="cosine"),
         lambda: gplfast.dedup(rows, 0.3)[::2],
-        lambda: [gplfast.margins(positives, indptr, negatives, indptr)],
+        lambda: gplfast.margins(positives, indptr, negatives, indptr)[:2],
     )
     expected = [call() for call in calls]
     libm.fesetround(upward)

@@ -126,6 +126,17 @@ ops::RaggedScores ragged_from(const char* op, const char* name, const py::handle
     return {static_cast<const float*>(score_array.data()), offsets};
 }
 
+const int64_t* groups_from(const char* op, const char* name, const py::object& groups, size_t n) {
+    if (groups.is_none()) return nullptr;
+    const py::array array = array_from<int64_t>(op, name, groups, 1, "int64");
+    if (static_cast<size_t>(array.size()) != n) {
+        throw ShapeError(std::string(op) + ": " + name + " has " + std::to_string(array.size()) +
+                         " entries but there are " + std::to_string(n) +
+                         " scores; give each its document's group");
+    }
+    return static_cast<const int64_t*>(array.data());
+}
+
 void check_margins(const ops::RaggedScores& positives, size_t n_positive_queries,
                    const ops::RaggedScores& negatives, size_t n_negative_queries) {
     if (n_positive_queries != n_negative_queries) {

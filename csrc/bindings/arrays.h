@@ -24,6 +24,10 @@ ops::ExcludeView exclude_from(const char* op, const pybind11::object& exclude, s
 ops::RaggedScores ragged_from(const char* op, const char* name, const pybind11::handle& scores,
                               const pybind11::handle& indptr, size_t& n_queries);
 
+// The groups of `n` documents, or null for None.
+const int64_t* groups_from(const char* op, const char* name, const pybind11::object& groups,
+                           size_t n);
+
 // Every query with negatives has a positive, and both name the same queries.
 void check_margins(const ops::RaggedScores& positives, size_t n_positive_queries,
                    const ops::RaggedScores& negatives, size_t n_negative_queries);

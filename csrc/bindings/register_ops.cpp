@@ -7,7 +7,6 @@
 #include "bindings/arrays.h"
 #include "bindings/register.h"
 #include "common/errors.h"
-#include "common/float_environment.h"
 #include "cpu/isa.h"
 #include "ops/dedup.h"
 #include "ops/margins.h"
@@ -100,27 +99,80 @@ py::tuple dedup(const py::object& docs, float threshold, const std::string& metr
     return py::make_tuple(representative, n_pairs);
 }
 
-py::array_t<float> margins(const py::object& positive_scores, const py::object& positive_indptr,
-                           const py::object& negative_scores, const py::object& negative_indptr,
-                           const std::string& reference) {
-    size_t n_positive_queries = 0;
-    size_t n_queries = 0;
-    const auto positives =
-        ragged_from("margins", "positive", positive_scores, positive_indptr, n_positive_queries);
-    const auto negatives =
-        ragged_from("margins", "negative", negative_scores, negative_indptr, n_queries);
-    check_margins(positives, n_positive_queries, negatives, n_queries);
-    const ops::Reference which = reference_from(reference);
+ops::Sampling sampling_from(const std::string& name) {
+    if (name == "top") return ops::Sampling::top;
+    if (name == "uniform") return ops::Sampling::uniform;
+    if (name == "weighted") return ops::Sampling::weighted;
+    throw ConfigError("margins: sampling is '" + name + "'; use 'top', 'uniform' or 'weighted'");
+}
 
-    py::array_t<float> result(static_cast<py::ssize_t>(negatives.indptr[n_queries]));
-    float* result_out = result.mutable_data();
-    {
-        // Safe: the arguments and the result are held by this frame; only their memory is used.
-        const py::gil_scoped_release release;
-        const FloatEnvironment environment;
-        ops::margins(positives, negatives, n_queries, which, result_out);
-    }
+py::dict to_dict(const ops::Dropped& dropped) {
+    py::dict result;
+    result["nan"] = dropped.nan;
+    result["rank"] = dropped.rank;
+    result["min_score"] = dropped.min_score;
+    result["max_score"] = dropped.max_score;
+    result["absolute_margin"] = dropped.absolute_margin;
+    result["relative_margin"] = dropped.relative_margin;
+    result["positive_group"] = dropped.positive_group;
+    result["negative_group"] = dropped.negative_group;
+    result["quota"] = dropped.quota;
     return result;
+}
+
+py::tuple margins(const py::object& positive_scores, const py::object& positive_indptr,
+                  const py::object& negative_scores, const py::object& negative_indptr,
+                  const std::string& reference, const py::object& positive_groups,
+                  const py::object& negative_groups, const ops::MarginFilters& filters,
+                  size_t threads) {
+    size_t n_positive_queries = 0;
+    ops::MarginProblem problem{};
+    problem.positives =
+        ragged_from("margins", "positive", positive_scores, positive_indptr, n_positive_queries);
+    problem.negatives =
+        ragged_from("margins", "negative", negative_scores, negative_indptr, problem.n_queries);
+    check_margins(problem.positives, n_positive_queries, problem.negatives, problem.n_queries);
+    const auto n_positives = static_cast<size_t>(problem.positives.indptr[n_positive_queries]);
+    const auto n_negatives = static_cast<size_t>(problem.negatives.indptr[problem.n_queries]);
+    problem.positives.groups =
+        groups_from("margins", "positive_groups", positive_groups, n_positives);
+    problem.negatives.groups =
+        groups_from("margins", "negative_groups", negative_groups, n_negatives);
+    problem.reference = reference_from(reference);
+    problem.filters = filters;
+    problem.n_threads = threads;
+
+    py::array_t<float> result(static_cast<py::ssize_t>(n_negatives));
+    py::array_t<bool> kept(static_cast<py::ssize_t>(n_negatives));
+    float* result_out = result.mutable_data();
+    auto* kept_out = reinterpret_cast<uint8_t*>(kept.mutable_data());
+    ops::Dropped dropped;
+    {
+        // Safe: the arguments and results are held by this frame; only their memory is used.
+        const py::gil_scoped_release release;
+        dropped = ops::margins(problem, check_signals, result_out, kept_out);
+    }
+    return py::make_tuple(result, kept, to_dict(dropped));
+}
+
+void register_margins(py::module_& m) {
+    py::class_<ops::MarginFilters>(m, "MarginFilters")
+        .def(py::init([](int64_t first_rank, int64_t end_rank, double min_score, double max_score,
+                         double absolute_margin, double relative_margin, int64_t quota,
+                         const std::string& sampling, double temperature, uint64_t seed) {
+                 return ops::MarginFilters{first_rank,      end_rank,
+                                           min_score,       max_score,
+                                           absolute_margin, relative_margin,
+                                           quota,           sampling_from(sampling),
+                                           temperature,     seed};
+             }),
+             py::kw_only(), py::arg("first_rank"), py::arg("end_rank"), py::arg("min_score"),
+             py::arg("max_score"), py::arg("absolute_margin"), py::arg("relative_margin"),
+             py::arg("quota"), py::arg("sampling"), py::arg("temperature"), py::arg("seed"));
+    m.def("margins", &margins, py::arg("positive_scores"), py::arg("positive_indptr"),
+          py::arg("negative_scores"), py::arg("negative_indptr"), py::arg("reference"),
+          py::arg("positive_groups"), py::arg("negative_groups"), py::arg("filters"),
+          py::arg("threads"));
 }
 
 }  // namespace
@@ -132,8 +184,7 @@ void register_ops(py::module_& m) {
     m.def("dedup", &dedup, py::arg("docs"), py::arg("threshold"), py::arg("metric"),
           py::arg("keep_last"), py::arg("rule"), py::arg("threads"), py::kw_only(),
           py::arg("block_rows") = 0);
-    m.def("margins", &margins, py::arg("positive_scores"), py::arg("positive_indptr"),
-          py::arg("negative_scores"), py::arg("negative_indptr"), py::arg("reference"));
+    register_margins(m);
 }
 
 }  // namespace gplfast::bindings

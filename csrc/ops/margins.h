@@ -1,22 +1,66 @@
-// Margins of ragged lists of scores.
+// Margins of ragged lists of scores, and which negatives stay.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <limits>
 
 namespace gplfast::ops {
 
 enum class Reference { min, mean, max, first };
+enum class Sampling { top, uniform, weighted };
 
-// The scores of query i are scores[indptr[i]] .. scores[indptr[i + 1] - 1].
+// The scores of query i are scores[indptr[i]] .. scores[indptr[i + 1] - 1]; so are the groups, null
+// for none.
 struct RaggedScores {
     const float* scores;
     const int64_t* indptr;
+    const int64_t* groups = nullptr;
 };
 
-// margins[j] = reference(positives of its query) - negatives.scores[j], rounded once. NaN in the
-// positives makes the query's margins NaN. Every query with negatives has a positive.
-void margins(const RaggedScores& positives, const RaggedScores& negatives, size_t n_queries,
-             Reference reference, float* result);
+// In the order in which they are applied; a negative counts for the first that drops it.
+struct MarginFilters {
+    static constexpr double off = std::numeric_limits<double>::quiet_NaN();
+    int64_t first_rank = 0;
+    int64_t end_rank = std::numeric_limits<int64_t>::max();
+    double min_score = off;
+    double max_score = off;
+    double absolute_margin = off;
+    double relative_margin = off;
+    int64_t quota = 0;  // per query; 0: all
+    Sampling sampling = Sampling::top;
+    double temperature = 1.0;
+    uint64_t seed = 0;
+};
+
+struct Dropped {
+    uint64_t nan = 0;
+    uint64_t rank = 0;
+    uint64_t min_score = 0;
+    uint64_t max_score = 0;
+    uint64_t absolute_margin = 0;
+    uint64_t relative_margin = 0;
+    uint64_t positive_group = 0;
+    uint64_t negative_group = 0;
+    uint64_t quota = 0;
+
+    Dropped& operator+=(const Dropped& other);
+};
+
+struct MarginProblem {
+    RaggedScores positives;
+    RaggedScores negatives;
+    size_t n_queries;
+    Reference reference;
+    MarginFilters filters;
+    size_t n_threads;
+};
+
+// margins[j] = reference(positives of its query) - negatives.scores[j], rounded once; NaN in the
+// positives makes the query's margins NaN. kept[j] is 1 or 0. Every query with negatives has a
+// positive.
+Dropped margins(const MarginProblem& problem, const std::function<void()>& poll, float* margins,
+                uint8_t* kept);
 
 }  // namespace gplfast::ops
