@@ -23,23 +23,6 @@ def dedup(
     *,
     block_rows: int = 0,
 ) -> tuple[NDArray[int64], int]: ...
-
-class MarginFilters:
-    def __init__(
-        self,
-        *,
-        first_rank: int,
-        end_rank: int,
-        min_score: float,
-        max_score: float,
-        absolute_margin: float,
-        relative_margin: float,
-        quota: int,
-        sampling: str,
-        temperature: float,
-        seed: int,
-    ) -> None: ...
-
 def margins(
     positive_scores: object,
     positive_indptr: object,
@@ -48,7 +31,7 @@ def margins(
     reference: str,
     positive_groups: object,
     negative_groups: object,
-    filters: MarginFilters,
+    filters: dict[str, float | int | str],
     threads: int,
 ) -> tuple[NDArray[float32], NDArray[bool_], dict[str, int]]: ...
 def current_isa() -> str: ...

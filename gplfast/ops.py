@@ -263,7 +263,7 @@ def _margin_filters(
     sampling: str,
     temperature: float,
     seed: int,
-) -> _core.MarginFilters:
+) -> dict[str, float | int | str]:
     first, end = ranks
     largest = np.iinfo(np.int64).max
     if first < 0 or (end is not None and end <= first):
@@ -279,15 +279,15 @@ def _margin_filters(
         if value is not None and math.isnan(value):
             message = f"margins: {name} is NaN; give a number, or None for no limit"
             raise ConfigError(message)
-    return _core.MarginFilters(
-        first_rank=first,
-        end_rank=largest if end is None else min(end, largest),
-        quota=0 if quota is None else _positive("margins", "quota", quota),
-        sampling=sampling,
-        temperature=temperature,
-        seed=seed,
+    return {
+        "first_rank": first,
+        "end_rank": largest if end is None else min(end, largest),
+        "quota": 0 if quota is None else _positive("margins", "quota", quota),
+        "sampling": sampling,
+        "temperature": temperature,
+        "seed": seed,
         **{name: math.nan if value is None else value for name, value in limits.items()},
-    )
+    }
 
 
 def available_threads() -> int:

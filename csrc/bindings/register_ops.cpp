@@ -106,6 +106,22 @@ ops::Sampling sampling_from(const std::string& name) {
     throw ConfigError("margins: sampling is '" + name + "'; use 'top', 'uniform' or 'weighted'");
 }
 
+ops::MarginFilters filters_from(const py::dict& filters) {
+    const auto number = [&](const char* name) { return filters[name].cast<double>(); };
+    ops::MarginFilters result;
+    result.first_rank = filters["first_rank"].cast<int64_t>();
+    result.end_rank = filters["end_rank"].cast<int64_t>();
+    result.min_score = number("min_score");
+    result.max_score = number("max_score");
+    result.absolute_margin = number("absolute_margin");
+    result.relative_margin = number("relative_margin");
+    result.quota = filters["quota"].cast<int64_t>();
+    result.sampling = sampling_from(filters["sampling"].cast<std::string>());
+    result.temperature = number("temperature");
+    result.seed = filters["seed"].cast<uint64_t>();
+    return result;
+}
+
 py::dict to_dict(const ops::Dropped& dropped) {
     py::dict result;
     result["nan"] = dropped.nan;
@@ -123,8 +139,7 @@ py::dict to_dict(const ops::Dropped& dropped) {
 py::tuple margins(const py::object& positive_scores, const py::object& positive_indptr,
                   const py::object& negative_scores, const py::object& negative_indptr,
                   const std::string& reference, const py::object& positive_groups,
-                  const py::object& negative_groups, const ops::MarginFilters& filters,
-                  size_t threads) {
+                  const py::object& negative_groups, const py::dict& filters, size_t threads) {
     size_t n_positive_queries = 0;
     ops::MarginProblem problem{};
     problem.positives =
@@ -139,7 +154,7 @@ py::tuple margins(const py::object& positive_scores, const py::object& positive_
     problem.negatives.groups =
         groups_from("margins", "negative_groups", negative_groups, n_negatives);
     problem.reference = reference_from(reference);
-    problem.filters = filters;
+    problem.filters = filters_from(filters);
     problem.n_threads = threads;
 
     py::array_t<float> result(static_cast<py::ssize_t>(n_negatives));
@@ -155,26 +170,6 @@ py::tuple margins(const py::object& positive_scores, const py::object& positive_
     return py::make_tuple(result, kept, to_dict(dropped));
 }
 
-void register_margins(py::module_& m) {
-    py::class_<ops::MarginFilters>(m, "MarginFilters")
-        .def(py::init([](int64_t first_rank, int64_t end_rank, double min_score, double max_score,
-                         double absolute_margin, double relative_margin, int64_t quota,
-                         const std::string& sampling, double temperature, uint64_t seed) {
-                 return ops::MarginFilters{first_rank,      end_rank,
-                                           min_score,       max_score,
-                                           absolute_margin, relative_margin,
-                                           quota,           sampling_from(sampling),
-                                           temperature,     seed};
-             }),
-             py::kw_only(), py::arg("first_rank"), py::arg("end_rank"), py::arg("min_score"),
-             py::arg("max_score"), py::arg("absolute_margin"), py::arg("relative_margin"),
-             py::arg("quota"), py::arg("sampling"), py::arg("temperature"), py::arg("seed"));
-    m.def("margins", &margins, py::arg("positive_scores"), py::arg("positive_indptr"),
-          py::arg("negative_scores"), py::arg("negative_indptr"), py::arg("reference"),
-          py::arg("positive_groups"), py::arg("negative_groups"), py::arg("filters"),
-          py::arg("threads"));
-}
-
 }  // namespace
 
 void register_ops(py::module_& m) {
@@ -184,7 +179,10 @@ void register_ops(py::module_& m) {
     m.def("dedup", &dedup, py::arg("docs"), py::arg("threshold"), py::arg("metric"),
           py::arg("keep_last"), py::arg("rule"), py::arg("threads"), py::kw_only(),
           py::arg("block_rows") = 0);
-    register_margins(m);
+    m.def("margins", &margins, py::arg("positive_scores"), py::arg("positive_indptr"),
+          py::arg("negative_scores"), py::arg("negative_indptr"), py::arg("reference"),
+          py::arg("positive_groups"), py::arg("negative_groups"), py::arg("filters"),
+          py::arg("threads"));
 }
 
 }  // namespace gplfast::bindings
