@@ -8,7 +8,17 @@ import platform
 import subprocess
 from pathlib import Path
 
-PACKAGES = ("gplfast", "numpy", "onnxruntime", "torch", "sentence-transformers", "transformers", "bm25s", "ir-measures")
+PACKAGES = (
+    "gplfast",
+    "numpy",
+    "onnxruntime",
+    "torch",
+    "sentence-transformers",
+    "transformers",
+    "bm25s",
+    "ir-measures",
+    "faiss-cpu",
+)
 
 
 def describe() -> dict[str, object]:
