@@ -23,16 +23,21 @@ struct Candidate {
 
 class Candidates {
   public:
-    static size_t capacity_for(size_t k) { return std::max<size_t>(256, 8 * k); }
+    // Room for what bounds leave undecided, 2 to 7 times k in embeddings, before anything must be
+    // rescored to make room; no more than there are documents.
+    static size_t capacity_for(size_t k, size_t n_docs) {
+        return std::min(std::max<size_t>(256, 8 * k), n_docs + 1);
+    }
 
-    Candidates(Candidate* items, size_t k) : items_(items), k_(k) {}
+    Candidates(Candidate* items, size_t k, size_t capacity)
+        : items_(items), k_(k), capacity_(capacity) {}
 
     // `rescore(id)` gives a canonical score, NaN for none. True when the threshold has risen.
     template <class Rescore>
     bool push(float lower, float upper, int64_t id, Rescore&& rescore) {
         if (upper < threshold_) return false;
         items_[size_++] = {lower, upper, id, 0};
-        return size_ == capacity_for(k_) && shrink(rescore);
+        return size_ == capacity_ && shrink(rescore);
     }
 
     // A score that at least k documents reach; -inf until then.
@@ -45,7 +50,7 @@ class Candidates {
             const Candidate& item = other.items_[i];
             if (item.upper < threshold_) continue;
             items_[size_++] = item;
-            if (size_ == capacity_for(k_)) shrink(rescore);
+            if (size_ == capacity_) shrink(rescore);
         }
         other.size_ = 0;
     }
@@ -116,7 +121,7 @@ class Candidates {
     bool shrink(Rescore&& rescore) {
         const float before = threshold_;
         raise_to_kth_lower();
-        const size_t enough = capacity_for(k_) / 2;
+        const size_t enough = std::max(capacity_ / 2, k_);
         if (size_ > enough) {
             std::nth_element(
                 items_, items_ + (k_ - 1), items_ + size_,
@@ -140,6 +145,7 @@ class Candidates {
 
     Candidate* items_;
     size_t k_;
+    size_t capacity_;
     size_t size_ = 0;
     float threshold_ = -infinity;
 };

@@ -55,11 +55,12 @@ class Block {
           first_query_(first_query),
           queries_(problem.queries, first_query, n_queries, quantizer, int8),
           exclusions_(problem.exclude, first_query, n_queries),
-          items_(std::make_unique_for_overwrite<Candidate[]>(n_queries *
-                                                             Candidates::capacity_for(k))) {
+          items_(std::make_unique_for_overwrite<Candidate[]>(
+              n_queries * Candidates::capacity_for(k, problem.docs.n_rows))) {
+        const size_t capacity = Candidates::capacity_for(k, problem.docs.n_rows);
         found_.reserve(n_queries);
         for (size_t i = 0; i < n_queries; ++i) {
-            found_.emplace_back(items_.get() + i * Candidates::capacity_for(k), k);
+            found_.emplace_back(items_.get() + i * capacity, k, capacity);
         }
         norms_.reserve(n_queries);
         for (size_t i = 0; i < n_queries; ++i) norms_.push_back(norm_of(query(i)));
@@ -214,7 +215,7 @@ void search_int8(const SearchProblem& problem, const cpu::Kernels& kernels,
                  int64_t* ids) {
     constexpr size_t max_state_bytes = size_t{512} << 20;  // more queries are searched in turns
     const size_t k = std::min(problem.k, problem.docs.n_rows);
-    const size_t query_bytes = Candidates::capacity_for(k) * sizeof(Candidate);
+    const size_t query_bytes = Candidates::capacity_for(k, problem.docs.n_rows) * sizeof(Candidate);
     const size_t group = std::max(max_state_bytes / query_bytes, int8.tile_queries);
     for (size_t first = 0; first < problem.queries.n_rows; first += group) {
         SearchProblem part = problem;
