@@ -2,9 +2,9 @@
 
 Canonical score. The score of two rows is the dot product of the float32 values as stored, accumulated in float64 in
 one fixed order and rounded once to float32; for cosine it is divided by the float64 norms before that rounding.
-A zero row has cosine 0 with every row; a row with an infinity has none (NaN); NaN never comes out of any function
-here. Every function returns the same bits for any instruction set, number of threads and block size. Other libraries'
-float32 scores differ from these by about 1e-7 of |query| |document|, and so may their order of near ties.
+A zero row has cosine 0 with every row; a row with an infinity has none (NaN); a search never returns NaN. Every
+function returns the same bits for any instruction set, number of threads and block size. Other libraries' float32
+scores differ from these by about 1e-7 of |query| |document|, and so may their order of near ties.
 
 Nothing is copied or converted silently: arrays must be C-contiguous and of the documented type. They may be
 memory-mapped and larger than RAM, and are never modified. The GIL is released, and Ctrl-C works, while these run.
@@ -63,7 +63,7 @@ class Margins(NamedTuple):
 
     margins: NDArray[np.float32]
     """(n_negatives,) float32: reference - score, computed in float64 and rounded once. NaN where the negative is NaN,
-    and for the whole query where the reference meets a NaN positive."""
+    where it is the same infinity as the reference, and for the whole query where the reference meets a NaN positive."""
     kept: NDArray[np.bool_]
     """(n_negatives,) bool."""
     dropped: dict[str, int]
@@ -82,7 +82,7 @@ def search(
 ) -> Hits:
     """Find the exact k best documents of each query by inner product or cosine.
 
-    Every pair is scored, no score matrix is stored: memory is O(n_queries k) for the answer and tiles per thread.
+    Every pair is compared, no score matrix is stored: memory is O(n_queries k) and tiles per thread.
 
     Args:
         queries: (n_queries, dim) float32, C-contiguous. A query with NaN finds nothing.
@@ -212,7 +212,7 @@ def margins(
         quota: At most so many negatives per query.
         sampling: Which of more than `quota` stay: "top": the highest scores; "uniform": each with the same chance;
             "weighted": drawn without replacement, in proportion to exp(score / temperature). Equal scores: the first.
-        temperature: Of "weighted"; above 0.
+        temperature: Of "weighted"; above 0 and finite.
         seed: Of the draws, 0 to 2^64 - 1. A draw is a function of (seed, query, place in the list).
         threads: Number of threads; None for every CPU this process may use. Never changes the answer.
 
@@ -264,25 +264,25 @@ def _margin_filters(
     temperature: float,
     seed: int,
 ) -> dict[str, float | int | str]:
-    first, end = ranks
-    largest = np.iinfo(np.int64).max
-    if first < 0 or (end is not None and end <= first):
+    first, end = (None if rank is None else _integer("margins", "a rank", rank) for rank in ranks)
+    if first is None or first < 0 or (end is not None and end <= first):
         message = f"margins: ranks is ({first}, {end}) but must be 0 <= first < end"
         raise ConfigError(message)
-    if not temperature > 0:
-        message = f"margins: temperature is {temperature} but must be above 0"
+    if not 0 < temperature < math.inf:
+        message = f"margins: temperature is {temperature} but must be above 0 and finite"
         raise ConfigError(message)
-    if not 0 <= seed < 2**64:
+    if not 0 <= _integer("margins", "seed", seed) < 2**64:
         message = f"margins: seed is {seed} but must be from 0 to 2^64 - 1"
         raise ConfigError(message)
     for name, value in limits.items():
         if value is not None and math.isnan(value):
             message = f"margins: {name} is NaN; give a number, or None for no limit"
             raise ConfigError(message)
+    largest = np.iinfo(np.int64).max
     return {
-        "first_rank": first,
+        "first_rank": min(first, largest),
         "end_rank": largest if end is None else min(end, largest),
-        "quota": 0 if quota is None else _positive("margins", "quota", quota),
+        "quota": 0 if quota is None else min(_positive("margins", "quota", quota), largest),
         "sampling": sampling,
         "temperature": temperature,
         "seed": seed,
@@ -322,12 +322,16 @@ def _cuda_info() -> dict[str, object] | None:
     return _cuda.info()
 
 
-def _positive(op: str, name: str, value: int) -> int:
+def _integer(op: str, name: str, value: int) -> int:
     try:
-        number = operator.index(value)
+        return operator.index(value)
     except TypeError:
         message = f"{op}: {name} is {value!r} but must be an integer"
         raise ConfigError(message) from None
+
+
+def _positive(op: str, name: str, value: int) -> int:
+    number = _integer(op, name, value)
     if number < 1:
         message = f"{op}: {name} is {number} but must be at least 1"
         raise ConfigError(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import signal
 import subprocess
@@ -176,6 +177,24 @@ def test_rounding_mode_of_the_process_does_not_matter():
     for one, other in zip(expected, found, strict=True):
         for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_flushed_subnormals_do_not_matter():
+    """What torch.set_flush_denormal does to the calling thread: scores that are subnormal would all compare equal."""
+    torch = pytest.importorskip("torch")
+    docs = np.zeros((20_000, 8), np.float32)
+    docs[:, 0] = (1 + np.random.default_rng(0).permutation(20_000)) * 2.0**-149
+    queries = np.zeros((6, 8), np.float32)
+    queries[:, 0] = 1
+    best = np.argsort(-docs[:, 0].astype(np.float64))[:5]
+    for n, threads in itertools.product((3, 6), (1, 2)):
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this CPU cannot flush subnormal numbers")
+        try:
+            found = gplfast.search(queries[:n], docs, 5, threads=threads).ids
+        finally:
+            torch.set_flush_denormal(False)
+        np.testing.assert_array_equal(found, np.tile(best, (n, 1)))
 
 
 def test_works_in_a_forked_child(work):

@@ -158,6 +158,11 @@ def test_filters_equal_reference(data):
     assert {reason: n for reason, n in found.dropped.items() if n} == dropped
 
 
+def test_settings_larger_than_any_list():
+    assert chosen(POSITIVES, NEGATIVES, ranks=(0, 2**70), quota=2**70)[0] == [[0, 1, 2, 4], [0, 1, 2, 3]]
+    assert chosen(POSITIVES, NEGATIVES, ranks=(2**70, None))[0] == [[], []]
+
+
 def test_draws_do_not_depend_on_threads_and_are_spread():
     rng = np.random.default_rng(1)
     lists = [np.sort(rng.normal(size=50))[::-1].astype(np.float32) for _ in range(20_000)]
@@ -185,6 +190,9 @@ def test_draws_do_not_depend_on_threads_and_are_spread():
         ({"quota": 0}, gplfast.errors.ConfigError, "quota is 0 but must be at least 1"),
         ({"sampling": "best"}, gplfast.errors.ConfigError, "sampling is 'best'; use 'top', 'uniform' or 'weighted'"),
         ({"temperature": 0.0}, gplfast.errors.ConfigError, "temperature is 0.0 but must be above 0"),
+        ({"temperature": np.inf}, gplfast.errors.ConfigError, "temperature is inf but must be above 0 and finite"),
+        ({"ranks": (0.5, None)}, gplfast.errors.ConfigError, "a rank is 0.5 but must be an integer"),
+        ({"seed": 1.5}, gplfast.errors.ConfigError, "seed is 1.5 but must be an integer"),
         ({"seed": -1}, gplfast.errors.ConfigError, "seed is -1 but must be from 0"),
         ({"max_score": float("nan")}, gplfast.errors.ConfigError, "max_score is NaN"),
         ({"threads": 0}, gplfast.errors.ConfigError, "threads is 0 but must be at least 1"),

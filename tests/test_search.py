@@ -144,6 +144,30 @@ def test_scans_that_leave_most_pairs_out(kind, metric):
             _core.force_isa("")
 
 
+@pytest.mark.parametrize("dim", [256, 1024])
+def test_subnormal_elements_that_a_rotation_loses(isa, dim):
+    rng = np.random.default_rng(dim)
+    smallest = np.float32(2.0**-149)
+    queries, docs = np.zeros((8, dim), np.float32), np.zeros((2000, dim), np.float32)
+    # As many of each sign, so that the mean is zero.
+    small_docs = smallest * np.repeat(rng.integers(-8, 9, (1000, 1)), 2, axis=0) * np.array([[1], [-1]] * 1000)
+    for of_queries, of_docs in ((8 * smallest, 1e10 * (1 + rng.random((2000, 1)))), (1e15, small_docs)):
+        queries[:, ::256], docs[:, ::256] = of_queries, of_docs
+        assert_hits(gplfast.search(queries, docs, 5), reference.search(queries, docs, 5))
+
+
+@pytest.mark.parametrize("isa", ["", *ISAS], indirect=True)
+def test_more_threads_than_documents(isa):
+    queries, docs = rows(np.random.default_rng(0), 5, 20, "normal"), rows(np.random.default_rng(1), 10, 20, "normal")
+    assert_hits(gplfast.search(queries, docs, 3, threads=2**60), reference.search(queries, docs, 3))
+
+
+@pytest.mark.parametrize("isa", ["", *ISAS], indirect=True)
+def test_a_row_too_long_for_integer_sums(isa):
+    queries, docs = np.ones((5, 2**15 + 1), np.float32), np.ones((3, 2**15 + 1), np.float32)
+    assert_hits(gplfast.search(queries, docs, 2), reference.search(queries, docs, 2))
+
+
 def test_prefix_of_a_longer_answer(isa):
     rng = np.random.default_rng(6)
     queries, docs = rows(rng, 9, 20, "ties"), rows(rng, 500, 20, "ties")

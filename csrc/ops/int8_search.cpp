@@ -25,6 +25,12 @@ struct Plan {
     size_t n_chunks;
 };
 
+// Ranges too short are not worth a thread, and each has room for candidates of its own.
+size_t max_ranges(size_t n_docs) {
+    constexpr size_t min_range_docs = 4096;
+    return std::max<size_t>(1, n_docs / min_range_docs);
+}
+
 Plan plan_for(const SearchProblem& problem, const cpu::Int8Kernels& int8, size_t stride) {
     constexpr size_t max_block_bytes = 512 * 1024;  // of quantised queries: half of a 1 MB L2
     constexpr size_t chunk_bytes = size_t{32} << 20;
@@ -36,7 +42,8 @@ Plan plan_for(const SearchProblem& problem, const cpu::Int8Kernels& int8, size_t
     }
     plan.block_queries = round_up(std::max<size_t>(1, wanted), int8.tile_queries);
     plan.n_query_blocks = ceil_div(n_queries, plan.block_queries);
-    plan.n_ranges = ceil_div(problem.n_threads, plan.n_query_blocks);
+    plan.n_ranges =
+        std::min(ceil_div(problem.n_threads, plan.n_query_blocks), max_ranges(problem.docs.n_rows));
     plan.chunk_docs =
         problem.block_docs ? problem.block_docs : std::max(chunk_bytes / stride, int8.panel_docs);
     plan.n_chunks = ceil_div(problem.docs.n_rows, plan.chunk_docs);
@@ -216,7 +223,12 @@ void search_int8(const SearchProblem& problem, const cpu::Kernels& kernels,
     constexpr size_t max_state_bytes = size_t{512} << 20;  // more queries are searched in turns
     const size_t k = std::min(problem.k, problem.docs.n_rows);
     const size_t query_bytes = Candidates::capacity_for(k, problem.docs.n_rows) * sizeof(Candidate);
-    const size_t group = std::max(max_state_bytes / query_bytes, int8.tile_queries);
+    size_t group = std::max(max_state_bytes / query_bytes, int8.tile_queries);
+    if (group < problem.n_threads * int8.tile_queries) {  // then threads share blocks of queries
+        const size_t n_ranges = std::min(problem.n_threads, max_ranges(problem.docs.n_rows));
+        group = std::max(group / n_ranges, int8.tile_queries);
+    }
+    if (problem.block_queries) group = 2 * round_up(problem.block_queries, int8.tile_queries);
     for (size_t first = 0; first < problem.queries.n_rows; first += group) {
         SearchProblem part = problem;
         part.queries.data = problem.queries.row(first);

@@ -1,5 +1,6 @@
-// Exact search by an integer scan: documents are quantised once per call, every block of queries
-// scans them, and only what the bounds cannot decide is scored.
+// Exact search by an integer scan: documents are quantised once per 512 MB of candidates (usually
+// once per call), every block of queries scans them, and only what the bounds cannot decide is
+// scored.
 #pragma once
 
 #include <cstdint>

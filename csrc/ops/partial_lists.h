@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <vector>
 
+#include "common/float_environment.h"
 #include "common/total_order.h"
 #include "ops/search.h"
 
@@ -28,6 +29,7 @@ class PartialLists {
 
     // Writes the (n_queries, k) answer.
     void write(size_t k, float* scores, int64_t* ids) const {
+        const FloatEnvironment environment;  // this is the caller's thread: subnormal scores differ
         std::vector<Hit> merged;
         for (size_t query = 0; query < n_hits_.size() / n_ranges_; ++query) {
             merged.clear();

@@ -83,7 +83,7 @@ Quantizer::Row Quantizer::quantize(const float* row, const float* mean, float* w
     const double length = std::sqrt(static_cast<double>(found.square_norm)) * (1.0 + 0x1p-8);
     const double error = std::sqrt(static_cast<double>(found.square_residual)) * (1.0 + 0x1p-8);
     const double residual =
-        error + 0x1p-19 * length + (is_cosine ? 0x1p-21 : 0.0) + 0x1p-36 * norm * factor;
+        error + 0x1p-19 * length + (is_cosine ? 0x1p-21 : 0.0) + 0x1p-36 * norm * factor + 0x1p-140;
     return {found.scale, length, residual * bound_scale_for_testing(), true, found.sum};
 }
 

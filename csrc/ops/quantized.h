@@ -1,13 +1,14 @@
 // Rows as bytes, and a proven bound on what that costs.
 //
 // With x' = x - mean and R orthogonal, q.x = (Rq).(Rx') + q.mean. Let x^ = scale_x (bytes) stand
-// for Rx' and q^ for Rq. Then |q.x' - q^.x^| <= |q| r_x + r_q |x'|, where r_x = |Rx' - x^| and r_q
-// are measured while quantising. q^.x^ is an exact integer times two scales. Roundings are covered
-// by making r_x larger by 2^-19 |x'| (rotation: at most 8 stages of 2^-24; the kernel's comparison:
-// 5 roundings of numbers no larger than |q| |x'| where they matter), for cosine by 2^-21 (rows
-// scaled to unit length in float32), and by 2^-36 |x| (canonical float64 sums). Rows for which this
-// does not hold (not finite, or so large or small that squares leave float32) are `irregular`:
-// every pair of theirs is rescored.
+// for Rx' and q^ for Rq. Then |q.x' - q^.x^| <= |q^| r_x + r_q |x'|, where r_x = |Rx' - x^| and r_q
+// are measured while quantising, and |q^| <= |q| + r_q. q^.x^ is an exact integer times two scales.
+// Roundings are covered by making r_x larger by 2^-19 |x'| (centring and rotation: at most 9 of
+// 2^-24; the kernel's comparison: 5 roundings of numbers no larger than |q| |x'| where they
+// matter), by 2^-140 (elements that underflow in the rotation: sqrt(2^15) 2^-150), for cosine by
+// 2^-21 (rows scaled to unit length in float32), and by 2^-36 |x| (canonical float64 sums). Rows
+// for which this does not hold (not finite, or so large or small that squares leave float32) are
+// `irregular`: every pair of theirs is rescored.
 #pragma once
 
 #include <cmath>
