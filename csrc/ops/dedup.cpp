@@ -8,6 +8,7 @@
 #include <numeric>
 #include <vector>
 
+#include "common/integers.h"
 #include "common/parallel.h"
 #include "ops/scan.h"
 
@@ -60,7 +61,7 @@ DistinctRows find_distinct(const DedupProblem& problem, const cpu::Kernels& kern
                 canonical_score(square, norm, norm, problem.metric) >= problem.threshold;
         }
     };
-    parallel_for((n + chunk - 1) / chunk, problem.n_threads, examine, poll, stop);
+    parallel_for(ceil_div(n, chunk), problem.n_threads, examine, poll, stop);
 
     DistinctRows distinct;
     distinct.first.resize(n);
@@ -182,8 +183,7 @@ class TriangleScan {
                 const size_t first = task * chunk_rows;
                 scan_pairs(begin, first, std::min(chunk_rows, end - first));
             };
-            parallel_for((end + chunk_rows - 1) / chunk_rows, problem_.n_threads, scan_chunk, poll,
-                         stop);
+            parallel_for(ceil_div(end, chunk_rows), problem_.n_threads, scan_chunk, poll, stop);
             verdict_.end_block();
         }
         return n_pairs_;

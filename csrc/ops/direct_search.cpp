@@ -1,7 +1,6 @@
 #include "ops/direct_search.h"
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "common/integers.h"
@@ -9,6 +8,7 @@
 #include "common/top_k.h"
 #include "ops/exclusions.h"
 #include "ops/partial_lists.h"
+#include "ops/row_norm.h"
 
 namespace gplfast::ops {
 namespace {
@@ -49,11 +49,8 @@ class RangeSearch {
         best_[i].push({score, id});
     }
 
-    // NaN where the row has no cosine.
     double norm_of(const float* row) const {
-        if (problem_.metric == Metric::inner_product) return 1.0;
-        const double norm = std::sqrt(kernels_.dot(row, row, problem_.docs.dim));
-        return std::isinf(norm) ? std::numeric_limits<double>::quiet_NaN() : norm;
+        return row_norm(row, problem_.docs.dim, problem_.metric, kernels_);
     }
 
     const SearchProblem& problem_;

@@ -44,14 +44,13 @@ Plan plan_for(const SearchProblem& problem, const cpu::Kernels& kernels) {
         const size_t wanted = std::clamp(ceil_div(n_queries, 4 * problem.n_threads),
                                          min_block_queries, max_block_queries);
         const size_t affordable = std::max<size_t>(1, max_state_bytes / state_bytes);
-        plan.block_queries =
-            ceil_div(std::min(wanted, affordable), kernels.tile_queries) * kernels.tile_queries;
+        plan.block_queries = round_up(std::min(wanted, affordable), kernels.tile_queries);
     }
     plan.n_query_blocks = ceil_div(n_queries, plan.block_queries);
     const size_t wanted_tasks = problem.n_threads == 1 ? 1 : 2 * problem.n_threads;
     const size_t n_ranges = std::min(ceil_div(wanted_tasks, plan.n_query_blocks),
                                      std::max<size_t>(1, n_docs / min_range_docs));
-    plan.range_docs = ceil_div(ceil_div(n_docs, n_ranges), plan.block_docs) * plan.block_docs;
+    plan.range_docs = round_up(ceil_div(n_docs, n_ranges), plan.block_docs);
     plan.n_ranges = ceil_div(n_docs, plan.range_docs);
     return plan;
 }

@@ -11,6 +11,7 @@
 #include "ops/candidates.h"
 #include "ops/exclusions.h"
 #include "ops/quantized.h"
+#include "ops/row_norm.h"
 
 namespace gplfast::ops {
 namespace {
@@ -129,8 +130,7 @@ class Block {
     const float* query(size_t i) const { return problem_.queries.row(first_query_ + i); }
 
     double norm_of(const float* row) const {
-        if (problem_.metric == Metric::inner_product) return 1.0;
-        return std::sqrt(kernels_.dot(row, row, problem_.docs.dim));
+        return row_norm(row, problem_.docs.dim, problem_.metric, kernels_);
     }
 
     float score(size_t i, int64_t id) const {
@@ -169,12 +169,11 @@ void quantize_chunk(const SearchProblem& problem, const Quantizer& quantizer,
 }
 
 void search_group(const SearchProblem& problem, const cpu::Kernels& kernels,
-                  const cpu::Int8Kernels& int8, const std::function<void()>& poll, float* scores,
-                  int64_t* ids) {
+                  const cpu::Int8Kernels& int8, const Quantizer& quantizer,
+                  const std::function<void()>& poll, float* scores, int64_t* ids) {
     const size_t n_docs = problem.docs.n_rows;
     const size_t n_queries = problem.queries.n_rows;
     const size_t k = std::min(problem.k, n_docs);
-    const Quantizer quantizer(problem.docs, problem.metric, kernels, int8);
     const Plan plan = plan_for(problem, int8, quantizer.stride());
     const size_t n_tasks = plan.n_query_blocks * plan.n_ranges;
     std::vector<std::unique_ptr<Block>> blocks(n_tasks);
@@ -229,12 +228,13 @@ void search_int8(const SearchProblem& problem, const cpu::Kernels& kernels,
         group = std::max(group / n_ranges, int8.tile_queries);
     }
     if (problem.block_queries) group = 2 * round_up(problem.block_queries, int8.tile_queries);
+    const Quantizer quantizer(problem.docs, problem.metric, kernels, int8);
     for (size_t first = 0; first < problem.queries.n_rows; first += group) {
         SearchProblem part = problem;
         part.queries.data = problem.queries.row(first);
         part.queries.n_rows = std::min(group, problem.queries.n_rows - first);
         if (problem.exclude.indptr) part.exclude.indptr = problem.exclude.indptr + first;
-        search_group(part, kernels, int8, poll, scores + first * problem.k,
+        search_group(part, kernels, int8, quantizer, poll, scores + first * problem.k,
                      ids + first * problem.k);
     }
 }

@@ -19,6 +19,7 @@
 
 #include "common/aligned.h"
 #include "common/canonical.h"
+#include "common/integers.h"
 #include "common/matrix_view.h"
 #include "cpu/kernels.h"
 
@@ -92,7 +93,7 @@ class QuantizedQueries {
                      const Quantizer& quantizer, const cpu::Int8Kernels& int8);
 
     size_t count() const { return count_; }
-    size_t n_tiles() const { return (count_ + width_ - 1) / width_; }
+    size_t n_tiles() const { return ceil_div(count_, width_); }
     cpu::Int8Queries tile(size_t t) const;
     bool is_nan(size_t i) const { return scales_[i] != scales_[i]; }
 

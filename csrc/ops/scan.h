@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "common/canonical.h"
+#include "common/integers.h"
 #include "common/matrix_view.h"
 #include "cpu/kernels.h"
 
@@ -46,7 +47,7 @@ struct PackedRows {
     double max_scan_norm = 0.0;     // NaN norms left out
 
     void pack(const Rows& rows, size_t width, Metric metric, const cpu::Kernels& kernels);
-    size_t n_blocks() const { return (count + width - 1) / width; }
+    size_t n_blocks() const { return ceil_div(count, width); }
     const float* block(size_t b) const { return blocks.data() + b * dim * width; }
 };
 
