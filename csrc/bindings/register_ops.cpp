@@ -124,15 +124,9 @@ ops::MarginFilters filters_from(const py::dict& filters) {
 
 py::dict to_dict(const ops::Dropped& dropped) {
     py::dict result;
-    result["nan"] = dropped.nan;
-    result["rank"] = dropped.rank;
-    result["min_score"] = dropped.min_score;
-    result["max_score"] = dropped.max_score;
-    result["absolute_margin"] = dropped.absolute_margin;
-    result["relative_margin"] = dropped.relative_margin;
-    result["positive_group"] = dropped.positive_group;
-    result["negative_group"] = dropped.negative_group;
-    result["quota"] = dropped.quota;
+    for (size_t i = 0; i < ops::n_drop_reasons; ++i) {
+        result[ops::drop_reason_names[i]] = dropped[i];
+    }
     return result;
 }
 
@@ -161,7 +155,7 @@ py::tuple margins(const py::object& positive_scores, const py::object& positive_
     py::array_t<bool> kept(static_cast<py::ssize_t>(n_negatives));
     float* result_out = result.mutable_data();
     auto* kept_out = reinterpret_cast<uint8_t*>(kept.mutable_data());
-    ops::Dropped dropped;
+    ops::Dropped dropped{};
     {
         // Safe: the arguments and results are held by this frame; only their memory is used.
         const py::gil_scoped_release release;

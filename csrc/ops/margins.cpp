@@ -63,22 +63,24 @@ class QueryMargins {
   private:
     // NaN as a limit compares as false: that filter is off.
     bool passes(int64_t rank, double score, double value) {
-        uint64_t* reason = nullptr;
+        DropReason reason;
         if (std::isnan(value - score)) {
-            reason = &dropped_.nan;
+            reason = drop_nan;
         } else if (rank < filters_.first_rank || rank >= filters_.end_rank) {
-            reason = &dropped_.rank;
+            reason = drop_rank;
         } else if (score < filters_.min_score) {
-            reason = &dropped_.min_score;
+            reason = drop_min_score;
         } else if (score > filters_.max_score) {
-            reason = &dropped_.max_score;
+            reason = drop_max_score;
         } else if (score + filters_.absolute_margin > value) {
-            reason = &dropped_.absolute_margin;
+            reason = drop_absolute_margin;
         } else if (score > value - std::abs(value) * filters_.relative_margin) {
-            reason = &dropped_.relative_margin;
+            reason = drop_relative_margin;
+        } else {
+            return true;
         }
-        if (reason) ++*reason;
-        return reason == nullptr;
+        ++dropped_[reason];
+        return false;
     }
 
     // Drops what is of a positive's group, or of the group of a negative before it that stays.
@@ -90,7 +92,7 @@ class QueryMargins {
             for (int64_t j = begin; j < end; ++j) {
                 if (kept_[j] &&
                     std::binary_search(seen_.begin(), seen_.end(), negatives_.groups[j])) {
-                    drop(j, dropped_.positive_group);
+                    drop(j, drop_positive_group);
                 }
             }
         }
@@ -101,7 +103,7 @@ class QueryMargins {
         int64_t n_kept = 0;
         for (size_t i = 0; i < places_.size(); ++i) {
             if (i > 0 && negatives_.groups[places_[i]] == negatives_.groups[places_[i - 1]]) {
-                drop(places_[i], dropped_.negative_group);
+                drop(places_[i], drop_negative_group);
             } else {
                 ++n_kept;
             }
@@ -120,7 +122,7 @@ class QueryMargins {
             const double key_a = keys_[a - begin], key_b = keys_[b - begin];
             return key_a > key_b || (key_a == key_b && a < b);
         });
-        std::for_each(quota, places_.end(), [this](int64_t j) { drop(j, dropped_.quota); });
+        std::for_each(quota, places_.end(), [this](int64_t j) { drop(j, drop_quota); });
     }
 
     double key(int64_t query, int64_t rank, double score) const {
@@ -141,9 +143,9 @@ class QueryMargins {
         }
     }
 
-    void drop(int64_t j, uint64_t& counter) {
+    void drop(int64_t j, DropReason reason) {
         kept_[j] = 0;
-        ++counter;
+        ++dropped_[reason];
     }
 
     const RaggedScores positives_;
@@ -152,25 +154,12 @@ class QueryMargins {
     const Reference reference_;
     float* margins_;
     uint8_t* kept_;
-    Dropped dropped_;
+    Dropped dropped_{};
     std::vector<int64_t> seen_, places_;
     std::vector<double> keys_;
 };
 
 }  // namespace
-
-Dropped& Dropped::operator+=(const Dropped& other) {
-    nan += other.nan;
-    rank += other.rank;
-    min_score += other.min_score;
-    max_score += other.max_score;
-    absolute_margin += other.absolute_margin;
-    relative_margin += other.relative_margin;
-    positive_group += other.positive_group;
-    negative_group += other.negative_group;
-    quota += other.quota;
-    return *this;
-}
 
 Dropped margins(const MarginProblem& problem, const std::function<void()>& poll, float* margins,
                 uint8_t* kept) {
@@ -184,7 +173,7 @@ Dropped margins(const MarginProblem& problem, const std::function<void()>& poll,
         return std::min<int64_t>(std::lower_bound(indptr, end, entry) - indptr,
                                  static_cast<int64_t>(problem.n_queries));
     };
-    Dropped total;
+    Dropped total{};
     std::mutex mutex;
     StopFlag stop;
     const auto run_task = [&](size_t task) {
@@ -193,7 +182,7 @@ Dropped margins(const MarginProblem& problem, const std::function<void()>& poll,
             task + 1 == n_tasks ? static_cast<int64_t>(problem.n_queries) : first_query(task + 1);
         for (int64_t query = first_query(task); query < last; ++query) query_margins.run(query);
         const std::lock_guard lock(mutex);
-        total += query_margins.dropped();
+        for (size_t i = 0; i < n_drop_reasons; ++i) total[i] += query_margins.dropped()[i];
     };
     parallel_for(n_tasks, problem.n_threads, run_task, poll, stop);
     return total;

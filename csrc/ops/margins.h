@@ -1,6 +1,7 @@
 // Margins of ragged lists of scores, and which negatives stay.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -34,19 +35,29 @@ struct MarginFilters {
     uint64_t seed = 0;
 };
 
-struct Dropped {
-    uint64_t nan = 0;
-    uint64_t rank = 0;
-    uint64_t min_score = 0;
-    uint64_t max_score = 0;
-    uint64_t absolute_margin = 0;
-    uint64_t relative_margin = 0;
-    uint64_t positive_group = 0;
-    uint64_t negative_group = 0;
-    uint64_t quota = 0;
-
-    Dropped& operator+=(const Dropped& other);
+// What drops a negative; the names in the same order.
+enum DropReason : size_t {
+    drop_nan,
+    drop_rank,
+    drop_min_score,
+    drop_max_score,
+    drop_absolute_margin,
+    drop_relative_margin,
+    drop_positive_group,
+    drop_negative_group,
+    drop_quota,
+    n_drop_reasons
 };
+constexpr std::array<const char*, n_drop_reasons> drop_reason_names = {"nan",
+                                                                       "rank",
+                                                                       "min_score",
+                                                                       "max_score",
+                                                                       "absolute_margin",
+                                                                       "relative_margin",
+                                                                       "positive_group",
+                                                                       "negative_group",
+                                                                       "quota"};
+using Dropped = std::array<uint64_t, n_drop_reasons>;
 
 struct MarginProblem {
     RaggedScores positives;
