@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gplfast import errors
 
 if TYPE_CHECKING:
-    from gplfast.ops import Dedup, Hits, Margins, dedup, margins, search
+    from gplfast.ops import Dedup, Hits, Index, Margins, dedup, margins, merge_hits, search
     from gplfast.pipeline import adapt
     from gplfast.steps import evaluate, generate, label, mine, train
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Dedup",
     "Hits",
+    "Index",
     "Margins",
     "__version__",
     "adapt",
@@ -29,6 +30,7 @@ __all__ = [
     "generate",
     "label",
     "margins",
+    "merge_hits",
     "mine",
     "search",
     "train",
@@ -37,9 +39,11 @@ __all__ = [
 _HOME = {
     "Dedup": "gplfast.ops",
     "Hits": "gplfast.ops",
+    "Index": "gplfast.ops",
     "Margins": "gplfast.ops",
     "dedup": "gplfast.ops",
     "margins": "gplfast.ops",
+    "merge_hits": "gplfast.ops",
     "search": "gplfast.ops",
     "adapt": "gplfast.pipeline",
     "evaluate": "gplfast.steps",

@@ -20,7 +20,8 @@ ORDER = [
     ("errors",),  # [0]
     ("settings_file",),
     ("config",),
-    ("ops", "store"),  # [1]
+    ("store",),  # [1]
+    ("ops",),
     ("models", "mining"),  # [2]
     ("stages",),  # [3]
     ("preflight",),

@@ -18,10 +18,11 @@ std::string shape_text(const py::array& array) {
     return py::str(array.attr("shape")).cast<std::string>();
 }
 
-// A C-contiguous, aligned array of T in native byte order, with n_dims dimensions.
-template <class T>
-py::array array_from(const char* op, const std::string& name, const py::handle& object,
-                     py::ssize_t n_dims, const char* dtype) {
+// A C-contiguous, aligned array in native byte order, of `type` (named `dtype`) or, when that is
+// allowed, of float16.
+py::array checked_array(const char* op, const std::string& name, const py::handle& object,
+                        py::ssize_t n_dims, const py::dtype& type, const char* dtype,
+                        bool may_be_float16 = false) {
     const std::string remedy = "np.ascontiguousarray(" + name + ", np." + dtype + ")";
     const std::string where = std::string(op) + ": " + name;
     if (!py::isinstance<py::array>(object)) {
@@ -29,9 +30,11 @@ py::array array_from(const char* op, const std::string& name, const py::handle& 
                          " but a numpy array is needed; call " + remedy);
     }
     auto array = py::reinterpret_borrow<py::array>(object);
-    if (!array.dtype().equal(py::dtype::of<T>())) {
+    if (!array.dtype().equal(type) &&
+        !(may_be_float16 && array.dtype().equal(py::dtype("float16")))) {
         throw DTypeError(where + " has dtype " + py::str(array.dtype()).cast<std::string>() +
-                         " but " + dtype + " is needed; call " + remedy);
+                         " but " + dtype + (may_be_float16 ? " or float16" : "") +
+                         " is needed; call " + remedy);
     }
     if (array.ndim() != n_dims) {
         throw ShapeError(where + " has shape " + shape_text(array) + " but " +
@@ -43,6 +46,12 @@ py::array array_from(const char* op, const std::string& name, const py::handle& 
         throw DTypeError(where + " is not C-contiguous and aligned; call " + remedy);
     }
     return array;
+}
+
+template <class T>
+py::array array_from(const char* op, const std::string& name, const py::handle& object,
+                     py::ssize_t n_dims, const char* dtype) {
+    return checked_array(op, name, object, n_dims, py::dtype::of<T>(), dtype);
 }
 
 // Offsets of n_lists ragged lists over n_values values: from 0, never falling, to n_values.
@@ -67,20 +76,26 @@ void check_indptr(const std::string& where, const int64_t* indptr, size_t n_list
 
 }  // namespace
 
-MatrixView matrix_from(const char* op, const char* name, const py::handle& object) {
-    const py::array array = array_from<float>(op, name, object, 2, "float32");
+RowSource rows_from(const char* op, const char* name, const py::handle& object,
+                    const cpu::KernelSet& kernels) {
+    const py::array array =
+        checked_array(op, name, object, 2, py::dtype::of<float>(), "float32", true);
     if (array.shape(1) == 0) {
         throw ShapeError(std::string(op) + ": " + name + " has shape " + shape_text(array) +
                          " but needs at least one column");
     }
-    return {static_cast<const float*>(array.data()), static_cast<size_t>(array.shape(0)),
-            static_cast<size_t>(array.shape(1))};
+    const bool is_float32 = array.itemsize() == sizeof(float);
+    RowSource rows(static_cast<size_t>(array.shape(1)),
+                   is_float32 ? ElementType::float32 : ElementType::float16, kernels.floats->widen);
+    rows.add(array.data(), static_cast<size_t>(array.shape(0)));
+    return rows;
 }
 
-void check_same_dim(const char* op, const MatrixView& queries, const MatrixView& docs) {
-    if (queries.dim == docs.dim) return;
-    throw ShapeError(std::string(op) + ": queries has dim=" + std::to_string(queries.dim) +
-                     " but docs has dim=" + std::to_string(docs.dim) +
+void check_same_dim(const char* op, const char* name, size_t dim, const char* other,
+                    size_t other_dim) {
+    if (dim == other_dim) return;
+    throw ShapeError(std::string(op) + ": " + name + " has dim=" + std::to_string(dim) + " but " +
+                     other + " has dim=" + std::to_string(other_dim) +
                      "; encode both with the same model");
 }
 

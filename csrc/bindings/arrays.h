@@ -5,16 +5,19 @@
 
 #include <string>
 
-#include "common/matrix_view.h"
+#include "common/row_source.h"
+#include "cpu/isa.h"
 #include "ops/margins.h"
 #include "ops/search.h"
 
 namespace gplfast::bindings {
 
-// A C-contiguous float32 matrix of at least one column.
-MatrixView matrix_from(const char* op, const char* name, const pybind11::handle& object);
+// A C-contiguous matrix of float32 or float16, of at least one column.
+RowSource rows_from(const char* op, const char* name, const pybind11::handle& object,
+                    const cpu::KernelSet& kernels);
 
-void check_same_dim(const char* op, const MatrixView& queries, const MatrixView& docs);
+void check_same_dim(const char* op, const char* name, size_t dim, const char* other,
+                    size_t other_dim);
 
 // A pair (indptr, ids), or None. Checks every offset and every id.
 ops::ExcludeView exclude_from(const char* op, const pybind11::object& exclude, size_t n_queries,

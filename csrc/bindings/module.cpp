@@ -1,4 +1,4 @@
-// gplfast._core. Only gplfast/ops.py imports it.
+// gplfast._core. Only gplfast/ops/ imports it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -27,6 +27,8 @@ void translate(std::exception_ptr thrown) {
         raise("ConfigError", error);
     } catch (const gplfast::UnavailableError& error) {
         raise("UnavailableError", error);
+    } catch (const gplfast::ArtifactError& error) {
+        raise("ArtifactError", error);
     }
 }
 
@@ -37,6 +39,7 @@ PYBIND11_MODULE(_core, m) {
     m.doc() = "The compiled part of gplfast; use gplfast.ops";
     py::register_exception_translator(translate);
     gplfast::bindings::register_ops(m);
+    gplfast::bindings::register_index(m);
     m.def("current_isa", [] { return cpu::isa_name(cpu::current_isa()); });
     m.def("available_isas", [] {
         std::vector<std::string> names;

@@ -1,10 +1,25 @@
-// The parts of the module, one function each.
+// The parts of the module, one function each, and what they share.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
+#include "common/canonical.h"
+#include "cpu/isa.h"
+#include "ops/search.h"
+
 namespace gplfast::bindings {
 
 void register_ops(pybind11::module_& m);
+void register_index(pybind11::module_& m);
+
+// Lets Ctrl-C through. Called from the thread that called us, which holds no GIL at that moment.
+void check_signals();
+
+Metric metric_from(const std::string& name, const char* op);
+
+// Allocates the answer, releases the GIL and searches: (scores, ids).
+pybind11::tuple run_search(const ops::SearchProblem& problem, const cpu::KernelSet& kernels);
 
 }  // namespace gplfast::bindings

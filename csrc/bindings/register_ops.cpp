@@ -15,9 +15,7 @@
 namespace py = pybind11;
 
 namespace gplfast::bindings {
-namespace {
 
-// Lets Ctrl-C through. Called from the thread that called us, which holds no GIL at that moment.
 void check_signals() {
     const py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
@@ -28,6 +26,22 @@ Metric metric_from(const std::string& name, const char* op) {
     if (name == "cosine") return Metric::cosine;
     throw ConfigError(std::string(op) + ": metric is '" + name + "'; use 'ip' or 'cosine'");
 }
+
+py::tuple run_search(const ops::SearchProblem& problem, const cpu::KernelSet& kernels) {
+    const py::array::ShapeContainer shape{problem.queries.n_rows(), problem.k};
+    py::array_t<float> scores(shape);
+    py::array_t<int64_t> ids(shape);
+    float* scores_out = scores.mutable_data();
+    int64_t* ids_out = ids.mutable_data();
+    {
+        // Safe: the caller holds what the problem views, and only memory is used.
+        const py::gil_scoped_release release;
+        ops::search(problem, kernels, check_signals, scores_out, ids_out);
+    }
+    return py::make_tuple(scores, ids);
+}
+
+namespace {
 
 ops::DuplicateRule rule_from(const std::string& name) {
     if (name == "components") return ops::DuplicateRule::components;
@@ -47,48 +61,38 @@ ops::Reference reference_from(const std::string& name) {
 py::tuple search(const py::object& queries, const py::object& docs, size_t k,
                  const std::string& metric, const py::object& exclude, size_t threads,
                  size_t block_queries, size_t block_docs) {
+    const cpu::KernelSet kernels = cpu::current_kernels();
     ops::SearchProblem problem;
-    problem.queries = matrix_from("search", "queries", queries);
-    problem.docs = matrix_from("search", "docs", docs);
-    check_same_dim("search", problem.queries, problem.docs);
+    problem.queries = rows_from("search", "queries", queries, kernels);
+    problem.docs = rows_from("search", "docs", docs, kernels);
+    check_same_dim("search", "queries", problem.queries.dim(), "docs", problem.docs.dim());
     problem.k = k;
     problem.metric = metric_from(metric, "search");
-    problem.exclude = exclude_from("search", exclude, problem.queries.n_rows, problem.docs.n_rows);
+    problem.exclude =
+        exclude_from("search", exclude, problem.queries.n_rows(), problem.docs.n_rows());
     problem.n_threads = threads;
     problem.block_queries = block_queries;
     problem.block_docs = block_docs;
-    const cpu::KernelSet kernels = cpu::current_kernels();
-
-    const py::array::ShapeContainer shape{problem.queries.n_rows, k};
-    py::array_t<float> scores(shape);
-    py::array_t<int64_t> ids(shape);
-    float* scores_out = scores.mutable_data();
-    int64_t* ids_out = ids.mutable_data();
-    {
-        // Safe: the arguments and results are held by this frame, and only their memory is used.
-        const py::gil_scoped_release release;
-        ops::search(problem, kernels, check_signals, scores_out, ids_out);
-    }
-    return py::make_tuple(scores, ids);
+    return run_search(problem, kernels);
 }
 
 py::tuple dedup(const py::object& docs, float threshold, const std::string& metric, bool keep_last,
                 const std::string& rule, size_t threads, size_t block_rows) {
+    const cpu::KernelSet kernels = cpu::current_kernels();
     ops::DedupProblem problem;
-    problem.docs = matrix_from("dedup", "docs", docs);
+    problem.docs = rows_from("dedup", "docs", docs, kernels);
     problem.threshold = threshold;
     problem.metric = metric_from(metric, "dedup");
     problem.keep_last = keep_last;
     problem.rule = rule_from(rule);
     problem.n_threads = threads;
     problem.block_rows = block_rows;
-    if (problem.docs.n_rows > UINT32_MAX) {
-        throw ShapeError("dedup: docs has " + std::to_string(problem.docs.n_rows) +
+    if (problem.docs.n_rows() > UINT32_MAX) {
+        throw ShapeError("dedup: docs has " + std::to_string(problem.docs.n_rows()) +
                          " rows but 2^32 - 1 is the most; split it");
     }
-    const cpu::KernelSet kernels = cpu::current_kernels();
 
-    py::array_t<int64_t> representative(static_cast<py::ssize_t>(problem.docs.n_rows));
+    py::array_t<int64_t> representative(static_cast<py::ssize_t>(problem.docs.n_rows()));
     int64_t* representative_out = representative.mutable_data();
     uint64_t n_pairs = 0;
     {

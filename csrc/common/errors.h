@@ -15,6 +15,9 @@ struct DTypeError : std::runtime_error {
 struct ConfigError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
+struct ArtifactError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
 struct UnavailableError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };

@@ -21,7 +21,10 @@ const Entry entries[] = {
     {Isa::scalar, "scalar", &kernels_scalar, nullptr, [] { return true; }},
 #if defined(GPLFAST_X86)
     {Isa::avx2, "avx2", &kernels_avx2, nullptr,
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+     [] {
+         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                __builtin_cpu_supports("f16c");
+     }},
     {Isa::avx512, "avx512", &kernels_avx512, nullptr,
      [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx2") &&

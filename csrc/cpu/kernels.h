@@ -22,6 +22,9 @@ struct Kernels {
     // i mod 32 in ascending i; then lanes l and l + h are added for h = 16, 8, 4, 2, 1. The same
     // bits on every instruction set, and the order of a warp's butterfly on a GPU.
     double (*dot)(const float* a, const float* b, size_t dim);
+
+    // n float16 numbers as float32, exactly (NaN stays NaN).
+    void (*widen)(const uint16_t* halves, size_t n, float* out);
 };
 
 constexpr size_t max_tile_queries = 16;

@@ -1,4 +1,4 @@
-// AVX2 and FMA. Only immintrin.h and our plain headers may be included here (the ISA rule).
+// AVX2, FMA and F16C. Only immintrin.h and our plain headers may be included here (the ISA rule).
 #include <immintrin.h>
 
 #include "cpu/kernels.h"
@@ -78,8 +78,19 @@ double dot(const float* a, const float* b, size_t dim) {
     return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }
 
+void widen(const uint16_t* halves, size_t n, float* out) {
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const auto* eight = reinterpret_cast<const __m128i*>(halves + i);
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(eight)));
+    }
+    for (; i < n; ++i) {
+        out[i] = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(halves[i])));
+    }
+}
+
 }  // namespace
 
-const Kernels kernels_avx2 = {n_queries, n_docs, scan_tile, dot};
+const Kernels kernels_avx2 = {n_queries, n_docs, scan_tile, dot, widen};
 
 }  // namespace gplfast::cpu

@@ -78,8 +78,22 @@ double dot(const float* a, const float* b, size_t dim) {
     return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }
 
+void widen(const uint16_t* halves, size_t n, float* out) {
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 there = n - i >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << (n - i)) - 1);
+        uint16_t last[16] = {};
+        const uint16_t* from = halves + i;
+        if (n - i < 16) {  // AVX-512F alone has no masked load of 16 bits
+            for (size_t l = 0; l < n - i; ++l) last[l] = from[l];
+            from = last;
+        }
+        const __m256i sixteen = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+        _mm512_mask_storeu_ps(out + i, there, _mm512_cvtph_ps(sixteen));
+    }
+}
+
 }  // namespace
 
-const Kernels kernels_avx512 = {n_queries, n_docs, scan_tile, dot};
+const Kernels kernels_avx512 = {n_queries, n_docs, scan_tile, dot, widen};
 
 }  // namespace gplfast::cpu

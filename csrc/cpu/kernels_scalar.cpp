@@ -45,8 +45,26 @@ double dot(const float* a, const float* b, size_t dim) {
     return lanes[0];
 }
 
+void widen(const uint16_t* halves, size_t n, float* out) {
+    for (size_t i = 0; i < n; ++i) {
+        const uint32_t sign = static_cast<uint32_t>(halves[i] & 0x8000u) << 16;
+        const uint32_t magnitude = halves[i] & 0x7FFFu;
+        uint32_t bits;
+        if (magnitude >= 0x7C00u) {  // infinities and NaN
+            bits = 0x7F800000u | (magnitude & 0x03FFu) << 13;
+        } else if (magnitude >= 0x0400u) {
+            bits = (magnitude << 13) + ((127u - 15u) << 23);
+        } else {  // subnormal: an integer times 2^-24
+            const float value = static_cast<float>(magnitude) * 0x1p-24f;
+            __builtin_memcpy(&bits, &value, sizeof(bits));
+        }
+        bits |= sign;
+        __builtin_memcpy(out + i, &bits, sizeof(bits));
+    }
+}
+
 }  // namespace
 
-const Kernels kernels_scalar = {n_queries, n_docs, scan_tile, dot};
+const Kernels kernels_scalar = {n_queries, n_docs, scan_tile, dot, widen};
 
 }  // namespace gplfast::cpu

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <vector>
 
+#include "common/hash.h"
 #include "common/integers.h"
 #include "common/parallel.h"
 #include "ops/scan.h"
@@ -31,32 +32,24 @@ struct DistinctRows {
     uint64_t n_pairs = 0;          // within groups
 };
 
-uint64_t hash_row(const float* row, size_t dim) {
-    uint64_t hash = 0x9e3779b97f4a7c15ull ^ dim;
-    for (size_t k = 0; k < dim; ++k) {
-        uint32_t bits;
-        std::memcpy(&bits, row + k, sizeof(bits));
-        hash = (hash ^ bits) * 0xff51afd7ed558ccdull;
-        hash ^= hash >> 32;
-    }
-    return hash;
-}
-
 // Groups rows that are the same bytes and similar to themselves. (A zero row has cosine 0 with its
 // copies: those stay apart.)
 DistinctRows find_distinct(const DedupProblem& problem, const cpu::Kernels& kernels,
                            const std::function<void()>& poll) {
-    const MatrixView& docs = problem.docs;
-    const size_t n = docs.n_rows;
+    const RowSource& docs = problem.docs;
+    const size_t n = docs.n_rows();
+    const size_t dim = docs.dim();
     std::vector<uint64_t> hashes(n);
     std::vector<char> is_groupable(n);
     constexpr size_t chunk = 4096;
     StopFlag stop;
     const auto examine = [&](size_t task) {
+        std::vector<float> work(dim);
         for (size_t i = task * chunk; i < std::min(n, (task + 1) * chunk); ++i) {
-            const double square = kernels.dot(docs.row(i), docs.row(i), docs.dim);
+            const float* row = docs.row(i, work.data());
+            const double square = kernels.dot(row, row, dim);
             const double norm = std::sqrt(square);
-            hashes[i] = hash_row(docs.row(i), docs.dim);
+            hashes[i] = hash_bytes(docs.stored(i), docs.row_bytes());
             is_groupable[i] =
                 canonical_score(square, norm, norm, problem.metric) >= problem.threshold;
         }
@@ -78,7 +71,7 @@ DistinctRows find_distinct(const DedupProblem& problem, const cpu::Kernels& kern
         for (size_t i = begin; i < end; ++i) {
             const int64_t row = order[i];
             const auto is_copy = [&](int64_t leader) {
-                return std::memcmp(docs.row(leader), docs.row(row), docs.dim * sizeof(float)) == 0;
+                return std::memcmp(docs.stored(leader), docs.stored(row), docs.row_bytes()) == 0;
             };
             const auto leader = is_groupable[row]
                                     ? std::find_if(leaders.begin(), leaders.end(), is_copy)
@@ -163,14 +156,15 @@ class TriangleScan {
           kernels_(kernels),
           distinct_(distinct),
           verdict_(verdict),
-          bound_(problem.docs.dim),
+          bound_(problem.docs.dim()),
           threshold_(bound_.threshold(problem.threshold)) {}
 
     uint64_t run(const std::function<void()>& poll) {
         const size_t n = distinct_.rows.size();
         const size_t block_rows = problem_.block_rows ? problem_.block_rows : 2048;
-        const size_t chunk_rows =
-            problem_.block_rows ? problem_.block_rows : block_docs_for(problem_.docs.dim, kernels_);
+        const size_t chunk_rows = problem_.block_rows
+                                      ? problem_.block_rows
+                                      : block_docs_for(problem_.docs.dim(), kernels_);
         for (size_t begin = 0; begin < n; begin += block_rows) {
             const size_t end = std::min(n, begin + block_rows);
             later_.pack({problem_.docs, distinct_.rows.data(), begin, end - begin},
@@ -195,11 +189,14 @@ class TriangleScan {
         earlier.pack({problem_.docs, distinct_.rows.data(), earlier_begin, n_earlier},
                      kernels_.panel_docs, problem_.metric, kernels_);
         std::vector<Pair> pairs;
+        std::vector<float> work_a(problem_.docs.dim());
+        std::vector<float> work_b(problem_.docs.dim());
         scan(kernels_, later_, slopes_, earlier, thresholds_.data(), [&](size_t i, size_t j) {
             const auto later = static_cast<Index>(later_begin + i);
             const auto first = static_cast<Index>(earlier_begin + j);
             if (first >= later) return;
-            const double dot = kernels_.dot(row(first), row(later), problem_.docs.dim);
+            const double dot = kernels_.dot(row(first, work_a.data()), row(later, work_b.data()),
+                                            problem_.docs.dim());
             const float score =
                 canonical_score(dot, earlier.norms[j], later_.norms[i], problem_.metric);
             if (score >= problem_.threshold) pairs.push_back({first, later});
@@ -211,8 +208,8 @@ class TriangleScan {
         }
     }
 
-    const float* row(Index i) const {
-        return problem_.docs.row(static_cast<size_t>(distinct_.rows[i]));
+    const float* row(Index i, float* work) const {
+        return problem_.docs.row(static_cast<size_t>(distinct_.rows[i]), work);
     }
 
     const DedupProblem& problem_;
@@ -232,7 +229,7 @@ class TriangleScan {
 
 uint64_t dedup(const DedupProblem& problem, const cpu::Kernels& kernels,
                const std::function<void()>& poll, int64_t* representative) {
-    const size_t n = problem.docs.n_rows;
+    const size_t n = problem.docs.n_rows();
     if (n == 0) return 0;
     const DistinctRows distinct = find_distinct(problem, kernels, poll);
     Verdict verdict(problem.rule, distinct.rows.size());

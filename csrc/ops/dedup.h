@@ -6,7 +6,7 @@
 #include <functional>
 
 #include "common/canonical.h"
-#include "common/matrix_view.h"
+#include "common/row_source.h"
 #include "cpu/kernels.h"
 
 namespace gplfast::ops {
@@ -18,7 +18,7 @@ enum class DuplicateRule {
 };
 
 struct DedupProblem {
-    MatrixView docs;
+    RowSource docs;
     float threshold = 1.0f;  // finite
     Metric metric = Metric::cosine;
     DuplicateRule rule = DuplicateRule::components;

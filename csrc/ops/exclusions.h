@@ -1,4 +1,4 @@
-// Sorted copies of the exclusions of a block of queries.
+// Sorted copies of the exclusions of a block of queries, counted from the first document searched.
 #pragma once
 
 #include <algorithm>
@@ -11,10 +11,11 @@ namespace gplfast::ops {
 
 class Exclusions {
   public:
-    Exclusions(const ExcludeView& exclude, size_t first_query, size_t n_queries) {
+    Exclusions(const ExcludeView& exclude, size_t first_query, size_t n_queries, size_t first_id) {
         if (!exclude.indptr) return;
         const int64_t* indptr = exclude.indptr + first_query;
         ids_.assign(exclude.ids + indptr[0], exclude.ids + indptr[n_queries]);
+        for (int64_t& id : ids_) id -= static_cast<int64_t>(first_id);
         starts_.resize(n_queries + 1);
         for (size_t i = 0; i <= n_queries; ++i) starts_[i] = indptr[i] - indptr[0];
         for (size_t i = 0; i < n_queries; ++i) {

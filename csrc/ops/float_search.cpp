@@ -32,12 +32,12 @@ Plan plan_for(const SearchProblem& problem, const cpu::Kernels& kernels) {
     constexpr size_t min_block_queries = 256;
     constexpr size_t max_state_bytes = size_t{64} << 20;
     constexpr size_t min_range_docs = 8192;
-    const size_t n_queries = problem.queries.n_rows;
-    const size_t n_docs = problem.docs.n_rows;
+    const size_t n_queries = problem.queries.n_rows();
+    const size_t n_docs = problem.docs.n_rows();
 
     Plan plan{};
     plan.block_docs =
-        problem.block_docs ? problem.block_docs : block_docs_for(problem.docs.dim, kernels);
+        problem.block_docs ? problem.block_docs : block_docs_for(problem.docs.dim(), kernels);
     plan.block_queries = problem.block_queries;
     if (plan.block_queries == 0) {
         const size_t state_bytes = TopK::capacity_for(std::min(problem.k, n_docs)) * sizeof(Hit);
@@ -62,9 +62,10 @@ class BlockSearch {
                 size_t n_queries, size_t k)
         : problem_(problem),
           kernels_(kernels),
-          first_query_(first_query),
-          bound_(problem.docs.dim),
-          exclusions_(problem.exclude, first_query, n_queries),
+          bound_(problem.docs.dim()),
+          exclusions_(problem.exclude, first_query, n_queries, problem.first_id),
+          rows_(problem.queries, first_query, n_queries),
+          work_(problem.docs.dim()),
           hits_(n_queries * TopK::capacity_for(k)) {
         queries_.pack({problem.queries, nullptr, first_query, n_queries}, kernels.tile_queries,
                       problem.metric, kernels);
@@ -85,6 +86,7 @@ class BlockSearch {
         for (size_t i = 0, block = 0; i < n_blocks && !stop.is_set(); ++i) {
             const size_t first = begin + block * block_docs;
             scan_block(first, std::min(block_docs, end - first));
+            problem_.docs.release(first, std::min(end, first + block_docs));
             block = (block + step) % n_blocks;
         }
     }
@@ -111,9 +113,10 @@ class BlockSearch {
         if (std::isnan(query_norm) || std::isnan(doc_norm)) return;
         const double norms =
             query_norm * doc_norm;  // 0 times infinity is NaN: the dot product tells
-        const double dot = norms == 0.0 ? 0.0
-                                        : kernels_.dot(problem_.queries.row(first_query_ + query),
-                                                       problem_.docs.row(row), problem_.docs.dim);
+        const double dot =
+            norms == 0.0 ? 0.0
+                         : kernels_.dot(rows_.row(query), problem_.docs.row(row, work_.data()),
+                                        problem_.docs.dim());
         const float score = canonical_score(dot, query_norm, doc_norm, problem_.metric);
         if (std::isnan(score)) return;
         if (best_[query].push({score, id})) {
@@ -123,9 +126,10 @@ class BlockSearch {
 
     const SearchProblem& problem_;
     const cpu::Kernels& kernels_;
-    const size_t first_query_;
     const ScanBound bound_;
     const Exclusions exclusions_;
+    const FloatRows rows_;
+    std::vector<float> work_;
     PackedRows queries_;
     PackedRows docs_;
     std::vector<float> slopes_;
@@ -138,8 +142,8 @@ class BlockSearch {
 
 void search_float(const SearchProblem& problem, const cpu::Kernels& kernels,
                   const std::function<void()>& poll, float* scores, int64_t* ids) {
-    const size_t n_queries = problem.queries.n_rows;
-    const size_t n_docs = problem.docs.n_rows;
+    const size_t n_queries = problem.queries.n_rows();
+    const size_t n_docs = problem.docs.n_rows();
     const Plan plan = plan_for(problem, kernels);
     const size_t range_k = std::min(problem.k, plan.range_docs);
     // With one range a block's answer is final.

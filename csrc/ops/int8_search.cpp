@@ -10,20 +10,20 @@
 #include "common/parallel.h"
 #include "ops/candidates.h"
 #include "ops/exclusions.h"
+#include "ops/packed_docs.h"
 #include "ops/quantized.h"
 #include "ops/row_norm.h"
 
 namespace gplfast::ops {
 namespace {
 
-// Blocks of queries times ranges of a chunk's panels are the tasks. There is more than one range
+// Blocks of queries times ranges of a stretch's panels are the tasks. There is more than one range
 // only when there are too few queries to occupy the threads.
 struct Plan {
     size_t block_queries;
     size_t n_query_blocks;
     size_t n_ranges;
-    size_t chunk_docs;
-    size_t n_chunks;
+    size_t stretch_docs;
 };
 
 // Ranges too short are not worth a thread, and each has room for candidates of its own.
@@ -34,8 +34,7 @@ size_t max_ranges(size_t n_docs) {
 
 Plan plan_for(const SearchProblem& problem, const cpu::Int8Kernels& int8, size_t stride) {
     constexpr size_t max_block_bytes = 512 * 1024;  // of quantised queries: half of a 1 MB L2
-    constexpr size_t chunk_bytes = size_t{32} << 20;
-    const size_t n_queries = problem.queries.n_rows;
+    const size_t n_queries = problem.queries.n_rows();
     Plan plan{};
     size_t wanted = problem.block_queries;
     if (wanted == 0) {
@@ -43,13 +42,79 @@ Plan plan_for(const SearchProblem& problem, const cpu::Int8Kernels& int8, size_t
     }
     plan.block_queries = round_up(std::max<size_t>(1, wanted), int8.tile_queries);
     plan.n_query_blocks = ceil_div(n_queries, plan.block_queries);
-    plan.n_ranges =
-        std::min(ceil_div(problem.n_threads, plan.n_query_blocks), max_ranges(problem.docs.n_rows));
-    plan.chunk_docs =
-        problem.block_docs ? problem.block_docs : std::max(chunk_bytes / stride, int8.panel_docs);
-    plan.n_chunks = ceil_div(problem.docs.n_rows, plan.chunk_docs);
+    plan.n_ranges = std::min(ceil_div(problem.n_threads, plan.n_query_blocks),
+                             max_ranges(problem.docs.n_rows()));
+    plan.stretch_docs =
+        problem.block_docs ? problem.block_docs : PackedDocs::chunk_docs_for(stride);
     return plan;
 }
+
+// Documents that follow each other: rows first_row.. of the problem, places place.. of `docs`.
+struct Stretch {
+    QuantizedDocs docs;
+    size_t place;
+    size_t first_row;
+    size_t count;
+};
+
+// The documents as bytes, stretch by stretch: an index has them, otherwise they are made here.
+class Stretches {
+  public:
+    Stretches(const SearchProblem& problem, const Quantizer& quantizer, size_t stretch_docs)
+        : problem_(problem), quantizer_(quantizer) {
+        const size_t n_docs = problem.docs.n_rows();
+        for (size_t first = 0; first < n_docs;) {
+            firsts_.push_back(first);
+            first += count_from(first, stretch_docs);
+        }
+        firsts_.push_back(n_docs);
+        step_ = scattered_step(n_stretches());
+    }
+
+    size_t n_stretches() const { return firsts_.size() - 1; }
+
+    // The i-th in scattered order.
+    Stretch get(size_t i, const std::function<void()>& poll, StopFlag& stop) {
+        const size_t first = firsts_[at(i)];
+        const size_t count = firsts_[at(i) + 1] - first;
+        if (problem_.packed) {
+            const size_t id = problem_.first_id + first;
+            if (i + 1 < n_stretches()) {
+                problem_.packed->will_need(problem_.first_id + firsts_[at(i + 1)]);
+            }
+            problem_.packed->check(id);
+            const auto found = problem_.packed->stretch(id, count);
+            return {found.docs, found.place, first, count};
+        }
+        const size_t stride = quantizer_.stride();
+        const size_t capacity = QuantizedDocs::capacity_for(count);
+        QuantizedDocs docs(memory_.resize(QuantizedDocs::bytes_for(capacity, stride)), capacity,
+                           stride);
+        docs.clear_from(count);
+        quantize_rows(problem_.docs, first, count, quantizer_, docs, 0, problem_.n_threads, poll,
+                      stop);
+        return {docs, 0, first, count};
+    }
+
+    void release(const Stretch& stretch) const {
+        if (problem_.packed) problem_.packed->release(problem_.first_id + stretch.first_row);
+    }
+
+  private:
+    size_t at(size_t i) const { return i * step_ % n_stretches(); }
+
+    size_t count_from(size_t first, size_t stretch_docs) const {
+        const size_t count = std::min(stretch_docs, problem_.docs.n_rows() - first);
+        if (!problem_.packed) return count;
+        return problem_.packed->stretch(problem_.first_id + first, count).count;
+    }
+
+    const SearchProblem& problem_;
+    const Quantizer& quantizer_;
+    std::vector<size_t> firsts_;
+    size_t step_ = 1;
+    AlignedBuffer<uint8_t> memory_;
+};
 
 // A block of queries and what it has found in one range of every chunk.
 class Block {
@@ -60,30 +125,30 @@ class Block {
           kernels_(kernels),
           int8_(int8),
           stride_(quantizer.stride()),
-          first_query_(first_query),
-          queries_(problem.queries, first_query, n_queries, quantizer, int8),
-          exclusions_(problem.exclude, first_query, n_queries),
+          rows_(problem.queries, first_query, n_queries),
+          queries_(rows_, quantizer, int8),
+          exclusions_(problem.exclude, first_query, n_queries, problem.first_id),
+          work_(problem.docs.dim()),
           items_(std::make_unique_for_overwrite<Candidate[]>(
-              n_queries * Candidates::capacity_for(k, problem.docs.n_rows))) {
-        const size_t capacity = Candidates::capacity_for(k, problem.docs.n_rows);
+              n_queries * Candidates::capacity_for(k, problem.docs.n_rows()))) {
+        const size_t capacity = Candidates::capacity_for(k, problem.docs.n_rows());
         found_.reserve(n_queries);
         for (size_t i = 0; i < n_queries; ++i) {
             found_.emplace_back(items_.get() + i * capacity, k, capacity);
         }
         norms_.reserve(n_queries);
-        for (size_t i = 0; i < n_queries; ++i) norms_.push_back(norm_of(query(i)));
+        for (size_t i = 0; i < n_queries; ++i) norms_.push_back(norm_of(rows_.row(i)));
     }
 
     size_t n_queries() const { return found_.size(); }
 
-    // Scans the panels [begin, end) of a chunk whose first document is `first_doc`.
-    void scan(const QuantizedDocs& docs, size_t first_doc, size_t begin, size_t end,
-              const StopFlag& stop) {
+    // Scans the panels [begin, end) of a stretch.
+    void scan(const Stretch& stretch, size_t begin, size_t end, const StopFlag& stop) {
         if (begin >= end) return;
         const size_t n = end - begin;
         const size_t step = scattered_step(n);
         for (size_t i = 0, place = 0; i < n && !stop.is_set(); ++i, place = (place + step) % n) {
-            scan_panel(docs, first_doc, (begin + place) * int8_.panel_docs);
+            scan_panel(stretch, (begin + place) * int8_.panel_docs);
         }
     }
 
@@ -98,11 +163,11 @@ class Block {
     }
 
   private:
-    void scan_panel(const QuantizedDocs& docs, size_t first_doc, size_t first) {
+    void scan_panel(const Stretch& stretch, size_t first) {
         int32_t scores[cpu::max_int8_panel_docs * cpu::max_int8_tile_queries];
         uint32_t candidates[cpu::max_int8_panel_docs];
-        const cpu::Int8Docs panel = docs.panel(first);
-        const size_t n_docs = std::min(int8_.panel_docs, docs.count() - first);
+        const cpu::Int8Docs panel = stretch.docs.panel(stretch.place + first);
+        const size_t n_docs = std::min(int8_.panel_docs, stretch.count - first);
         for (size_t t = 0; t < queries_.n_tiles(); ++t) {
             if (!int8_.scan_tile(queries_.tile(t), panel, stride_, scores, candidates)) continue;
             const size_t tile = t * int8_.tile_queries;
@@ -111,32 +176,35 @@ class Block {
             for (size_t d = 0; d < n_docs; ++d) {
                 for (uint32_t bits = candidates[d] & valid; bits != 0; bits &= bits - 1) {
                     const size_t q = std::countr_zero(bits);
-                    add(docs, first_doc, first + d, tile + q, scores[d * int8_.tile_queries + q]);
+                    add(stretch, first + d, tile + q, scores[d * int8_.tile_queries + q]);
                 }
             }
         }
     }
 
-    void add(const QuantizedDocs& docs, size_t first_doc, size_t doc, size_t i, int32_t sum) {
-        if (queries_.is_nan(i) || std::isnan(docs.scale(doc))) return;
-        const auto id = static_cast<int64_t>(first_doc + doc);
+    void add(const Stretch& stretch, size_t doc, size_t i, int32_t sum) {
+        const size_t place = stretch.place + doc;
+        if (queries_.is_nan(i) || std::isnan(stretch.docs.scale(place))) return;
+        const auto id = static_cast<int64_t>(stretch.first_row + doc);
         if (exclusions_.contains(i, id)) return;
-        const auto [lower, upper] = queries_.bounds(i, sum, docs, doc);
+        const auto [lower, upper] = queries_.bounds(i, sum, stretch.docs, place);
         if (found_[i].push(lower, upper, id, [&](int64_t row) { return score(i, row); })) {
             queries_.raise(i, found_[i].threshold());
         }
     }
 
-    const float* query(size_t i) const { return problem_.queries.row(first_query_ + i); }
-
     double norm_of(const float* row) const {
-        return row_norm(row, problem_.docs.dim, problem_.metric, kernels_);
+        return row_norm(row, problem_.docs.dim(), problem_.metric, kernels_);
     }
 
-    float score(size_t i, int64_t id) const {
-        const float* doc = problem_.docs.row(static_cast<size_t>(id));
+    float score(size_t i, int64_t id) {
+        constexpr size_t rows_between_releases = 2048;  // 128 MB where a fault maps 64 KB
+        if (++n_scored_ % rows_between_releases == 0) {
+            problem_.docs.release(0, problem_.docs.n_rows());
+        }
+        const float* doc = problem_.docs.row(static_cast<size_t>(id), work_.data());
         const double norm = norm_of(doc);
-        const double dot = kernels_.dot(query(i), doc, problem_.docs.dim);
+        const double dot = kernels_.dot(rows_.row(i), doc, problem_.docs.dim());
         return canonical_score(dot, norms_[i], norm, problem_.metric);
     }
 
@@ -144,36 +212,21 @@ class Block {
     const cpu::Kernels& kernels_;
     const cpu::Int8Kernels& int8_;
     const size_t stride_;
-    const size_t first_query_;
+    const FloatRows rows_;
     QuantizedQueries queries_;
     const Exclusions exclusions_;
+    std::vector<float> work_;
+    size_t n_scored_ = 0;
     std::unique_ptr<Candidate[]> items_;
     std::vector<Candidates> found_;
     std::vector<double> norms_;
 };
 
-// Quantises a chunk on all threads.
-void quantize_chunk(const SearchProblem& problem, const Quantizer& quantizer,
-                    const cpu::Int8Kernels& int8, size_t first_doc, size_t n_docs,
-                    QuantizedDocs& docs, const std::function<void()>& poll, StopFlag& stop) {
-    constexpr size_t piece_docs = 512;
-    docs.resize(n_docs, quantizer.stride(), int8.panel_docs);
-    const auto run_piece = [&](size_t piece) {
-        AlignedBuffer<float> work;
-        float* buffer = work.resize(quantizer.stride());
-        for (size_t i = piece * piece_docs; i < std::min(n_docs, (piece + 1) * piece_docs); ++i) {
-            docs.set(i, quantizer.document(problem.docs.row(first_doc + i), buffer, docs.bytes(i)));
-        }
-    };
-    parallel_for(ceil_div(n_docs, piece_docs), problem.n_threads, run_piece, poll, stop);
-}
-
 void search_group(const SearchProblem& problem, const cpu::Kernels& kernels,
                   const cpu::Int8Kernels& int8, const Quantizer& quantizer,
                   const std::function<void()>& poll, float* scores, int64_t* ids) {
-    const size_t n_docs = problem.docs.n_rows;
-    const size_t n_queries = problem.queries.n_rows;
-    const size_t k = std::min(problem.k, n_docs);
+    const size_t n_queries = problem.queries.n_rows();
+    const size_t k = std::min(problem.k, problem.docs.n_rows());
     const Plan plan = plan_for(problem, int8, quantizer.stride());
     const size_t n_tasks = plan.n_query_blocks * plan.n_ranges;
     std::vector<std::unique_ptr<Block>> blocks(n_tasks);
@@ -185,19 +238,17 @@ void search_group(const SearchProblem& problem, const cpu::Kernels& kernels,
     };
     parallel_for(n_tasks, problem.n_threads, make_block, poll, stop);
 
-    QuantizedDocs docs;
-    const size_t step = scattered_step(plan.n_chunks);
-    for (size_t i = 0, chunk = 0; i < plan.n_chunks; ++i, chunk = (chunk + step) % plan.n_chunks) {
-        const size_t first = chunk * plan.chunk_docs;
-        const size_t count = std::min(plan.chunk_docs, n_docs - first);
-        quantize_chunk(problem, quantizer, int8, first, count, docs, poll, stop);
-        const size_t n_panels = ceil_div(count, int8.panel_docs);
+    Stretches stretches(problem, quantizer, plan.stretch_docs);
+    for (size_t i = 0; i < stretches.n_stretches(); ++i) {
+        const Stretch stretch = stretches.get(i, poll, stop);
+        const size_t n_panels = ceil_div(stretch.count, int8.panel_docs);
         const auto scan_block = [&](size_t task) {
             const size_t range = task % plan.n_ranges;
-            blocks[task]->scan(docs, first, n_panels * range / plan.n_ranges,
+            blocks[task]->scan(stretch, n_panels * range / plan.n_ranges,
                                n_panels * (range + 1) / plan.n_ranges, stop);
         };
         parallel_for(n_tasks, problem.n_threads, scan_block, poll, stop);
+        stretches.release(stretch);
     }
 
     const auto write_block = [&](size_t b) {
@@ -217,22 +268,22 @@ void search_group(const SearchProblem& problem, const cpu::Kernels& kernels,
 }  // namespace
 
 void search_int8(const SearchProblem& problem, const cpu::Kernels& kernels,
-                 const cpu::Int8Kernels& int8, const std::function<void()>& poll, float* scores,
-                 int64_t* ids) {
+                 const cpu::Int8Kernels& int8, const Quantizer& quantizer,
+                 const std::function<void()>& poll, float* scores, int64_t* ids) {
     constexpr size_t max_state_bytes = size_t{512} << 20;  // more queries are searched in turns
-    const size_t k = std::min(problem.k, problem.docs.n_rows);
-    const size_t query_bytes = Candidates::capacity_for(k, problem.docs.n_rows) * sizeof(Candidate);
+    const size_t n_docs = problem.docs.n_rows();
+    const size_t k = std::min(problem.k, n_docs);
+    const size_t query_bytes = Candidates::capacity_for(k, n_docs) * sizeof(Candidate);
     size_t group = std::max(max_state_bytes / query_bytes, int8.tile_queries);
     if (group < problem.n_threads * int8.tile_queries) {  // then threads share blocks of queries
-        const size_t n_ranges = std::min(problem.n_threads, max_ranges(problem.docs.n_rows));
+        const size_t n_ranges = std::min(problem.n_threads, max_ranges(n_docs));
         group = std::max(group / n_ranges, int8.tile_queries);
     }
     if (problem.block_queries) group = 2 * round_up(problem.block_queries, int8.tile_queries);
-    const Quantizer quantizer(problem.docs, problem.metric, kernels, int8);
-    for (size_t first = 0; first < problem.queries.n_rows; first += group) {
+    const size_t n_queries = problem.queries.n_rows();
+    for (size_t first = 0; first < n_queries; first += group) {
         SearchProblem part = problem;
-        part.queries.data = problem.queries.row(first);
-        part.queries.n_rows = std::min(group, problem.queries.n_rows - first);
+        part.queries = problem.queries.slice(first, std::min(n_queries, first + group));
         if (problem.exclude.indptr) part.exclude.indptr = problem.exclude.indptr + first;
         search_group(part, kernels, int8, quantizer, poll, scores + first * problem.k,
                      ids + first * problem.k);

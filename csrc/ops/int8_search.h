@@ -6,12 +6,13 @@
 #include <cstdint>
 #include <functional>
 
+#include "ops/quantized.h"
 #include "ops/search.h"
 
 namespace gplfast::ops {
 
 void search_int8(const SearchProblem& problem, const cpu::Kernels& kernels,
-                 const cpu::Int8Kernels& int8, const std::function<void()>& poll, float* scores,
-                 int64_t* ids);
+                 const cpu::Int8Kernels& int8, const Quantizer& quantizer,
+                 const std::function<void()>& poll, float* scores, int64_t* ids);
 
 }  // namespace gplfast::ops

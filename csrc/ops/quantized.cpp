@@ -20,38 +20,45 @@ float sign_of(size_t k) {
     return ((k + 1) * 0x9e3779b97f4a7c15ull >> 61 & 1) ? -1.0f : 1.0f;
 }
 
+double factor_for(double norm, Metric metric) {
+    if (metric == Metric::inner_product) return 1.0;
+    return norm > 0.0 ? 1.0 / norm : 0.0;
+}
+
 }  // namespace
 
-Quantizer::Quantizer(const MatrixView& docs, Metric metric, const cpu::Kernels& kernels,
+std::vector<float> sampled_mean(const RowSource& docs, Metric metric, const cpu::Kernels& kernels) {
+    constexpr size_t n_sampled = 4096;
+    const size_t dim = docs.dim();
+    const size_t step = std::max<size_t>(1, docs.n_rows() / n_sampled);
+    std::vector<float> work(dim);
+    std::vector<double> sum(dim, 0.0);
+    size_t n = 0;
+    for (size_t i = 0; i < docs.n_rows(); i += step) {
+        const float* row = docs.row(i, work.data());
+        const double norm = std::sqrt(kernels.dot(row, row, dim));
+        const double factor = factor_for(norm, metric);
+        if (!(norm < 1e15) || !std::isfinite(factor)) continue;
+        for (size_t k = 0; k < dim; ++k) sum[k] += factor * row[k];
+        ++n;
+    }
+    std::vector<float> mean(dim, 0.0f);
+    for (size_t k = 0; k < dim && n > 0; ++k) {
+        mean[k] = static_cast<float>(sum[k] / static_cast<double>(n));
+    }
+    return mean;
+}
+
+Quantizer::Quantizer(std::vector<float> mean, Metric metric, const cpu::Kernels& kernels,
                      const cpu::Int8Kernels& int8)
     : metric_(metric),
       kernels_(kernels),
       int8_(int8),
-      stride_(round_up(docs.dim, cpu::int8_depth)),
-      mean_(docs.dim, 0.0f),
-      zeros_(docs.dim, 0.0f),
-      signs_(docs.dim) {
-    for (size_t k = 0; k < docs.dim; ++k) signs_[k] = sign_of(k);
-    constexpr size_t n_sampled = 4096;  // any vector is right; a sample's mean is near enough
-    const size_t step = std::max<size_t>(1, docs.n_rows / n_sampled);
-    std::vector<double> sum(docs.dim, 0.0);
-    size_t n = 0;
-    for (size_t i = 0; i < docs.n_rows; i += step) {
-        const float* row = docs.row(i);
-        const double norm = std::sqrt(kernels.dot(row, row, docs.dim));
-        const double factor = factor_for(norm);
-        if (!(norm < 1e15) || !std::isfinite(factor)) continue;
-        for (size_t k = 0; k < docs.dim; ++k) sum[k] += factor * row[k];
-        ++n;
-    }
-    for (size_t k = 0; k < docs.dim && n > 0; ++k) {
-        mean_[k] = static_cast<float>(sum[k] / static_cast<double>(n));
-    }
-}
-
-double Quantizer::factor_for(double norm) const {
-    if (metric_ == Metric::inner_product) return 1.0;
-    return norm > 0.0 ? 1.0 / norm : 0.0;
+      stride_(stride_for(mean.size())),
+      mean_(std::move(mean)),
+      zeros_(mean_.size(), 0.0f),
+      signs_(mean_.size()) {
+    for (size_t k = 0; k < signs_.size(); ++k) signs_[k] = sign_of(k);
 }
 
 Quantizer::Row Quantizer::document(const float* row, float* work, uint8_t* bytes) const {
@@ -69,7 +76,7 @@ Quantizer::Row Quantizer::quantize(const float* row, const float* mean, float* w
         std::fill_n(bytes, stride_, static_cast<uint8_t>(cpu::int8_zero));
         return {nan, 0.0, 0.0, false, 0};
     }
-    const double factor = factor_for(norm);
+    const double factor = factor_for(norm, metric_);
     const cpu::Int8Row found = int8_.quantize(row, static_cast<float>(factor), mean, signs_.data(),
                                               dim(), stride_, work, bytes);
     const bool in_range =
@@ -90,31 +97,28 @@ Quantizer::Row Quantizer::quantize(const float* row, const float* mean, float* w
 double Quantizer::dot_mean(const float* query) const {
     const double norm =
         metric_ == Metric::cosine ? std::sqrt(kernels_.dot(query, query, dim())) : 1.0;
-    return kernels_.dot(query, mean_.data(), dim()) * factor_for(norm);
+    return kernels_.dot(query, mean_.data(), dim()) * factor_for(norm, metric_);
 }
 
-void QuantizedDocs::resize(size_t count, size_t stride, size_t panel_docs) {
-    const size_t padded = round_up(count, panel_docs);
-    count_ = count;
-    stride_ = stride;
-    bytes_.resize(padded * stride);
-    std::fill(bytes(count), bytes(padded), static_cast<uint8_t>(cpu::int8_zero));
-    for (auto* values : {&scales_, &inverse_scales_, &residuals_, &norms_}) {
-        values->assign(padded, 0.0f);
+void QuantizedDocs::clear_from(size_t first) {
+    std::fill(bytes(first), bytes(capacity_), static_cast<uint8_t>(cpu::int8_zero));
+    for (size_t part = 0; part < 4; ++part) {
+        std::fill(values_ + part * capacity_ + first, values_ + (part + 1) * capacity_, 0.0f);
     }
 }
 
 void QuantizedDocs::set(size_t i, const Quantizer::Row& row) {
-    scales_[i] = row.scale;
-    inverse_scales_[i] = row.is_regular ? 1.0f / row.scale : 0.0f;
-    residuals_[i] = row.is_regular ? rounded_up(row.residual / row.scale) : infinity;
-    norms_[i] = row.is_regular ? rounded_up(row.norm / row.scale) : infinity;
+    float* values = values_ + i;
+    values[0] = row.scale;
+    values[capacity_] = row.is_regular ? 1.0f / row.scale : 0.0f;
+    values[2 * capacity_] = row.is_regular ? rounded_up(row.residual / row.scale) : infinity;
+    values[3 * capacity_] = row.is_regular ? rounded_up(row.norm / row.scale) : infinity;
 }
 
-QuantizedQueries::QuantizedQueries(const MatrixView& queries, size_t first, size_t count,
-                                   const Quantizer& quantizer, const cpu::Int8Kernels& int8)
-    : count_(count), width_(int8.tile_queries), stride_(quantizer.stride()) {
-    const size_t padded = round_up(count, width_);
+QuantizedQueries::QuantizedQueries(const FloatRows& queries, const Quantizer& quantizer,
+                                   const cpu::Int8Kernels& int8)
+    : count_(queries.count()), width_(int8.tile_queries), stride_(quantizer.stride()) {
+    const size_t padded = round_up(count_, width_);
     offsets_.assign(padded, 0);
     scales_.assign(padded, 1.0f);
     thresholds_.assign(padded, infinity);
@@ -126,8 +130,8 @@ QuantizedQueries::QuantizedQueries(const MatrixView& queries, size_t first, size
     std::fill_n(bytes_.data(), padded * stride_, int8_t{0});
     std::vector<float> work(stride_);
     std::vector<uint8_t> row_bytes(stride_);
-    for (size_t i = 0; i < count; ++i) {
-        const float* query = queries.row(first + i);
+    for (size_t i = 0; i < count_; ++i) {
+        const float* query = queries.row(i);
         const Quantizer::Row row = quantizer.query(query, work.data(), row_bytes.data());
         scales_[i] = row.scale;
         if (is_nan(i)) continue;

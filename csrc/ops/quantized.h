@@ -20,15 +20,21 @@
 #include "common/aligned.h"
 #include "common/canonical.h"
 #include "common/integers.h"
-#include "common/matrix_view.h"
+#include "common/row_source.h"
 #include "cpu/kernels.h"
 
 namespace gplfast::ops {
 
+// A mean of the documents' rows (for cosine scaled to unit length), of a sample of them: whatever
+// the mean, bounds hold, and they are the tighter the nearer it is.
+std::vector<float> sampled_mean(const RowSource& docs, Metric metric, const cpu::Kernels& kernels);
+
+constexpr size_t max_int8_dim = size_t{1} << 15;  // sums of more products may leave int32
+
 // What rows of a search are quantised with: the documents' mean and the rotation's signs.
 class Quantizer {
   public:
-    Quantizer(const MatrixView& docs, Metric metric, const cpu::Kernels& kernels,
+    Quantizer(std::vector<float> mean, Metric metric, const cpu::Kernels& kernels,
               const cpu::Int8Kernels& int8);
 
     struct Row {
@@ -45,14 +51,14 @@ class Quantizer {
     // query . mean, of the query scaled to unit length for cosine.
     double dot_mean(const float* query) const;
 
+    const std::vector<float>& mean() const { return mean_; }
     size_t dim() const { return mean_.size(); }
     size_t stride() const { return stride_; }
+    static size_t stride_for(size_t dim) { return round_up(dim, cpu::int8_depth); }
     Metric metric() const { return metric_; }
 
   private:
     Row quantize(const float* row, const float* mean, float* work, uint8_t* bytes) const;
-    double factor_for(double norm) const;
-
     const Metric metric_;
     const cpu::Kernels& kernels_;
     const cpu::Int8Kernels& int8_;
@@ -62,35 +68,52 @@ class Quantizer {
     std::vector<float> signs_;
 };
 
-// Documents for Int8Kernels::scan_tile: whole panels, the rows behind the last one empty.
+// Documents for Int8Kernels::scan_tile, in one stretch of memory: room for `capacity` rows of
+// bytes, then for as many scales, inverse scales, residuals and norms. The rows behind the last are
+// empty.
 class QuantizedDocs {
   public:
-    void resize(size_t count, size_t stride, size_t panel_docs);
-    void set(size_t i, const Quantizer::Row& row);
-    uint8_t* bytes(size_t i) { return bytes_.data() + i * stride_; }
+    // Rows that a stretch for `count` documents has room for: any panel that begins before the last
+    // document ends within it.
+    static size_t capacity_for(size_t count) {
+        return round_up(count, cpu::max_int8_panel_docs) + cpu::max_int8_panel_docs;
+    }
+    static size_t bytes_for(size_t capacity, size_t stride) {
+        return capacity * (stride + 4 * sizeof(float));
+    }
 
-    size_t count() const { return count_; }
-    float scale(size_t i) const { return scales_[i]; }
-    float residual(size_t i) const { return residuals_[i]; }
-    float norm(size_t i) const { return norms_[i]; }
-    bool is_regular(size_t i) const { return inverse_scales_[i] != 0.0f; }
+    QuantizedDocs(uint8_t* memory, size_t capacity, size_t stride)
+        : bytes_(memory),
+          values_(reinterpret_cast<float*>(memory + capacity * stride)),
+          capacity_(capacity),
+          stride_(stride) {}
+
+    // Makes the rows from `first` to the capacity empty.
+    void clear_from(size_t first);
+    void set(size_t i, const Quantizer::Row& row);
+    uint8_t* bytes(size_t i) { return bytes_ + i * stride_; }
+
+    float scale(size_t i) const { return values_[i]; }
+    float residual(size_t i) const { return values_[2 * capacity_ + i]; }
+    float norm(size_t i) const { return values_[3 * capacity_ + i]; }
+    bool is_regular(size_t i) const { return values_[capacity_ + i] != 0.0f; }
     cpu::Int8Docs panel(size_t first) const {
-        return {bytes_.data() + first * stride_, inverse_scales_.data() + first,
-                residuals_.data() + first, norms_.data() + first};
+        return {bytes_ + first * stride_, values_ + capacity_ + first,
+                values_ + 2 * capacity_ + first, values_ + 3 * capacity_ + first};
     }
 
   private:
-    size_t count_ = 0;
-    size_t stride_ = 0;
-    AlignedBuffer<uint8_t> bytes_;
-    std::vector<float> scales_, inverse_scales_, residuals_, norms_;  // the last two over scale
+    uint8_t* bytes_;
+    float* values_;  // residuals and norms are over scale
+    size_t capacity_;
+    size_t stride_;
 };
 
 // Queries for Int8Kernels::scan_tile, in whole tiles.
 class QuantizedQueries {
   public:
-    QuantizedQueries(const MatrixView& queries, size_t first, size_t count,
-                     const Quantizer& quantizer, const cpu::Int8Kernels& int8);
+    QuantizedQueries(const FloatRows& queries, const Quantizer& quantizer,
+                     const cpu::Int8Kernels& int8);
 
     size_t count() const { return count_; }
     size_t n_tiles() const { return ceil_div(count_, width_); }

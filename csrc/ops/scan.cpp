@@ -12,14 +12,13 @@ std::atomic<double> bound_scale{1.0};
 
 // Copies up to `width` rows into one [dim][width] block. In steps of 16 columns, so that the lines
 // being written stay in L1.
-void transpose(const Rows& rows, size_t first, size_t n_rows, const double* scales, size_t width,
-               float* block) {
-    const size_t dim = rows.matrix.dim;
+void transpose(const float* const* rows, size_t n_rows, size_t dim, const double* scales,
+               size_t width, float* block) {
     constexpr size_t step = 16;
     for (size_t k0 = 0; k0 < dim; k0 += step) {
         const size_t k1 = std::min(dim, k0 + step);
         for (size_t i = 0; i < n_rows; ++i) {
-            const float* row = rows.row(first + i);
+            const float* row = rows[i];
             if (scales) {
                 for (size_t k = k0; k < k1; ++k) {
                     block[k * width + i] = static_cast<float>(row[k] * scales[i]);
@@ -39,18 +38,21 @@ void transpose(const Rows& rows, size_t first, size_t n_rows, const double* scal
 void PackedRows::pack(const Rows& rows, size_t block_width, Metric metric,
                       const cpu::Kernels& kernels) {
     count = rows.count;
-    dim = rows.matrix.dim;
+    dim = rows.source.dim();
     width = block_width;
     blocks.resize(n_blocks() * width * dim);
     norms.resize(count);
     scan_norms.assign(n_blocks() * width, 0.0f);
     max_scan_norm = 0.0;
+    if (!rows.source.is_float32()) widened.resize(width * dim);
     double scales[cpu::max_panel_docs];
+    const float* block_rows[cpu::max_panel_docs];
     for (size_t b = 0; b < n_blocks(); ++b) {
         const size_t first = b * width;
         const size_t n_rows = std::min(width, count - first);
         for (size_t i = 0; i < n_rows; ++i) {
-            const float* row = rows.row(first + i);
+            const float* row = rows.row(first + i, widened.data() + i * dim);
+            block_rows[i] = row;
             double norm = std::sqrt(kernels.dot(row, row, dim));
             double scan_norm = norm;
             if (metric == Metric::cosine) {
@@ -62,7 +64,7 @@ void PackedRows::pack(const Rows& rows, size_t block_width, Metric metric,
             scan_norms[first + i] = rounded_up(scan_norm);
             max_scan_norm = std::max(max_scan_norm, static_cast<double>(scan_norms[first + i]));
         }
-        transpose(rows, first, n_rows, metric == Metric::cosine ? scales : nullptr, width,
+        transpose(block_rows, n_rows, dim, metric == Metric::cosine ? scales : nullptr, width,
                   blocks.data() + b * dim * width);
     }
 }

@@ -19,20 +19,22 @@
 
 #include "common/canonical.h"
 #include "common/integers.h"
-#include "common/matrix_view.h"
+#include "common/row_source.h"
 #include "cpu/kernels.h"
 
 namespace gplfast::ops {
 
-// Rows of a matrix: a range of all of them, or of a list of row numbers.
+// Rows of a source: a range of all of them, or of a list of row numbers.
 struct Rows {
-    MatrixView matrix;
+    const RowSource& source;
     const int64_t* list;  // nullptr: all rows
     size_t begin;
     size_t count;
 
     int64_t id(size_t i) const { return list ? list[begin + i] : static_cast<int64_t>(begin + i); }
-    const float* row(size_t i) const { return matrix.row(static_cast<size_t>(id(i))); }
+    const float* row(size_t i, float* work) const {
+        return source.row(static_cast<size_t>(id(i)), work);
+    }
 };
 
 // Rows packed for scan_tile: blocks of `width` rows, each [dim][width], zeros behind the last row.
@@ -45,6 +47,7 @@ struct PackedRows {
     std::vector<double> norms;      // float64, of the rows as stored; NaN: scores with nothing
     std::vector<float> scan_norms;  // of the packed rows, rounded up; padded to whole blocks
     double max_scan_norm = 0.0;     // NaN norms left out
+    std::vector<float> widened;     // a block of rows that are not stored as float32
 
     void pack(const Rows& rows, size_t width, Metric metric, const cpu::Kernels& kernels);
     size_t n_blocks() const { return ceil_div(count, width); }

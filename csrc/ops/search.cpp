@@ -5,6 +5,7 @@
 #include "ops/direct_search.h"
 #include "ops/float_search.h"
 #include "ops/int8_search.h"
+#include "ops/packed_docs.h"
 
 namespace gplfast::ops {
 
@@ -21,21 +22,30 @@ void search(const SearchProblem& problem, const cpu::KernelSet& set,
     // directly as faiss.knn, 16 are 2.3 times as fast by the float32 scan and 1.5 times by bytes.
     constexpr size_t max_direct_queries = 4;
     constexpr size_t min_int8_queries = 32;
-    constexpr size_t max_int8_dim = size_t{1} << 15;  // sums of more products may leave int32
-    const size_t n_queries = problem.queries.n_rows;
+    const size_t n_queries = problem.queries.n_rows();
     const size_t k = problem.k;
     if (n_queries == 0) return;
-    if (problem.docs.n_rows == 0) {
+    if (problem.docs.n_rows() == 0) {
         for (size_t i = 0; i < n_queries; ++i) {
             write_hits(nullptr, 0, k, scores + i * k, ids + i * k);
         }
+        return;
+    }
+    const bool has_int8 = set.int8 && problem.docs.dim() <= max_int8_dim;
+    if (has_int8 && problem.packed) {  // a quarter of the bytes: the best for one query too
+        const Quantizer quantizer(problem.packed->mean(), problem.metric, *set.floats, *set.int8);
+        search_int8(problem, *set.floats, *set.int8, quantizer, poll, scores, ids);
     } else if (!set.is_forced && n_queries <= max_direct_queries) {
         search_direct(problem, *set.floats, poll, scores, ids);
-    } else if (set.int8 && problem.docs.dim <= max_int8_dim &&
-               (set.is_forced || n_queries >= min_int8_queries)) {
-        search_int8(problem, *set.floats, *set.int8, poll, scores, ids);
+    } else if (has_int8 && (set.is_forced || n_queries >= min_int8_queries)) {
+        const Quantizer quantizer(sampled_mean(problem.docs, problem.metric, *set.floats),
+                                  problem.metric, *set.floats, *set.int8);
+        search_int8(problem, *set.floats, *set.int8, quantizer, poll, scores, ids);
     } else {
         search_float(problem, *set.floats, poll, scores, ids);
+    }
+    for (size_t i = 0; i < n_queries * k; ++i) {
+        if (ids[i] >= 0) ids[i] += static_cast<int64_t>(problem.first_id);
     }
 }
 

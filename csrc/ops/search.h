@@ -6,7 +6,7 @@
 #include <functional>
 
 #include "common/canonical.h"
-#include "common/matrix_view.h"
+#include "common/row_source.h"
 #include "common/total_order.h"
 #include "cpu/isa.h"
 
@@ -19,9 +19,13 @@ struct ExcludeView {
     const int64_t* ids = nullptr;
 };
 
+class PackedDocs;
+
 struct SearchProblem {
-    MatrixView queries;
-    MatrixView docs;
+    RowSource queries;
+    RowSource docs;
+    const PackedDocs* packed = nullptr;  // rows first_id.. of it are docs; may be null
+    size_t first_id = 0;                 // the id of docs' row 0
     size_t k = 1;
     Metric metric = Metric::inner_product;
     ExcludeView exclude;

@@ -114,16 +114,17 @@ def search(
     """
     from gplfast import ops
 
+    threads_or_all = threads or None
+    index = ops.Index(docs.shape[1], "cosine" if metric == "cosine" else "ip")
+    index.add(docs, threads=threads_or_all)
     parts = []
     for start in range(0, len(queries), _SEARCH_ROWS):
         stop = min(start + _SEARCH_ROWS, len(queries))
-        hits = ops.search(
+        hits = index.search(
             np.ascontiguousarray(queries[start:stop]),
-            docs,
             k,
-            metric="cosine" if metric == "cosine" else "ip",
             exclude=None if exclude is None else _part(exclude, start, stop),
-            threads=threads or None,
+            threads=threads_or_all,
         )
         parts.append(hits)
         if progress is not None:

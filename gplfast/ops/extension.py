@@ -1,0 +1,73 @@
+"""The compiled part, loaded once, and the checks of plain arguments that all operations share."""
+
+from __future__ import annotations
+
+import operator
+
+from gplfast.errors import ConfigError, MissingExtraError
+
+__all__ = ["_core", "available_threads", "info", "integer", "positive", "threads_of"]
+
+try:
+    from gplfast import _core
+except ImportError as error:
+    _message = (
+        f"gplfast._core, the compiled part, cannot be loaded ({error}); build it with `pip install .` in the source "
+        "tree, and do not run Python from there unless gplfast is installed in editable mode"
+    )
+    raise MissingExtraError(_message) from error
+
+
+def available_threads() -> int:
+    """CPUs this process may use: its affinity, and the quota of its control group."""
+    return _core.available_threads()
+
+
+def info() -> dict[str, object]:
+    """Say what the compiled part uses on this machine.
+
+    Returns:
+        isa: The instruction set in use. isas: All that are available, the best last. threads: CPUs this process may
+        use. cuda: None when the optional module `_cuda` was not built, else what it says about runtime, driver
+        (version numbers, 1000 major + 10 minor), devices (names) and error (why there are none).
+
+    Raises:
+        UnavailableError: GPLFAST_ISA names an instruction set that is not available.
+    """
+    return {
+        "isa": _core.current_isa(),
+        "isas": _core.available_isas(),
+        "threads": _core.available_threads(),
+        "cuda": _cuda_info(),
+    }
+
+
+def _cuda_info() -> dict[str, object] | None:
+    try:
+        from gplfast import _cuda  # optional, and slow to load
+    except ImportError:
+        return None
+    return _cuda.info()
+
+
+def integer(op: str, name: str, value: int) -> int:
+    """`value` as an int; raises ConfigError, naming the operation and the argument, where it is none."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        message = f"{op}: {name} is {value!r} but must be an integer"
+        raise ConfigError(message) from None
+
+
+def positive(op: str, name: str, value: int) -> int:
+    """`value` as an int of at least 1; raises ConfigError otherwise."""
+    number = integer(op, name, value)
+    if number < 1:
+        message = f"{op}: {name} is {number} but must be at least 1"
+        raise ConfigError(message)
+    return number
+
+
+def threads_of(op: str, threads: int | None) -> int:
+    """The number of threads to use: None is every CPU this process may use."""
+    return _core.available_threads() if threads is None else positive(op, "threads", threads)
