@@ -10,7 +10,7 @@ import gplfast
 from gplfast.ops import _core
 
 ISAS = _core.available_isas()
-INTEGER_ISAS = [name for name in ISAS if name == "avx512_vnni"]
+INTEGER_ISAS = [name for name in ISAS if name in {"avx512_vnni", "amx_int8"}]
 EDGE_DIMS = [1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100]
 SPECIAL = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-40, 1e20, -1e30, 3e38, 1.0], np.float32)
 

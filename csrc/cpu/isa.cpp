@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "common/errors.h"
+#include "cpu/amx_support.h"
 
 namespace gplfast::cpu {
 namespace {
@@ -35,6 +36,12 @@ const Entry entries[] = {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx2") &&
                 __builtin_cpu_supports("fma");
+     }},
+    {Isa::amx_int8, "amx_int8", &kernels_avx512, &kernels_amx_int8,
+     [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                may_use_amx_int8();
      }},
 #endif
 };

@@ -8,7 +8,7 @@
 
 namespace gplfast::cpu {
 
-enum class Isa { scalar, avx2, avx512, avx512_vnni };  // ascending preference
+enum class Isa { scalar, avx2, avx512, avx512_vnni, amx_int8 };  // ascending preference
 
 const char* isa_name(Isa isa);
 

@@ -58,23 +58,41 @@ struct Int8Queries {
     const float* residuals;
 };
 
+// What the documents of a block have at least and at most.
+struct Int8Block {
+    float min_inverse_scale;
+    float max_inverse_scale;
+    float max_residual;
+    float max_norm;
+};
+
 // A panel of documents.
 struct Int8Docs {
     const uint8_t* bytes;         // [panel_docs][stride]
-    const float* inverse_scales;  // each [panel_docs], as are the next two
-    const float* residuals;
+    const float* inverse_scales;  // each [panel_docs], as are the next two; none is NaN
+    const float* residuals;       // not negative, as are norms
     const float* norms;
+    const Int8Block* blocks;  // [panel_docs / block_docs]
 };
 
 struct Int8Kernels {
     size_t tile_queries;
     size_t panel_docs;
+    size_t block_docs;  // panel_docs is a multiple
+
+    // Called by a thread before and after its calls of multiply. Null: nothing to do.
+    void (*begin)();
+    void (*end)();
 
     // scores[doc * tile_queries + query] = offsets[query] + sum of doc byte times query byte,
-    // exactly, for stride <= 2^15. Bit `query` of candidates[doc] says whether the pair is one.
-    // Returns the OR of candidates.
-    uint32_t (*scan_tile)(const Int8Queries& queries, const Int8Docs& docs, size_t stride,
-                          int32_t* scores, uint32_t* candidates);
+    // exactly, for stride <= 2^15.
+    void (*multiply)(const Int8Queries& queries, const Int8Docs& docs, size_t stride,
+                     int32_t* scores);
+
+    // Whether there is a candidate among these scores. If so, bit `query` of candidates[doc] says
+    // whether the pair is one; if not, candidates is not written.
+    bool (*find_candidates)(const Int8Queries& queries, const Int8Docs& docs, const int32_t* scores,
+                            uint32_t* candidates);
 
     // Quantises row * factor - mean, its elements multiplied by signs (+-1) and rotated by
     // Walsh-Hadamard matrices on the diagonal: as many of size 256 as fit, then of 64, 16, 4 and
@@ -87,5 +105,6 @@ extern const Kernels kernels_scalar;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Int8Kernels kernels_avx512_vnni;
+extern const Int8Kernels kernels_amx_int8;
 
 }  // namespace gplfast::cpu

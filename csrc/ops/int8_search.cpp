@@ -49,12 +49,15 @@ Plan plan_for(const SearchProblem& problem, const cpu::Int8Kernels& int8, size_t
     return plan;
 }
 
-// Documents that follow each other: rows first_row.. of the problem, places place.. of `docs`.
+// Rows [begin_row, end_row) of the problem, which lie at places [begin, end) of `docs`, maybe with
+// others.
 struct Stretch {
     QuantizedDocs docs;
-    size_t place;
-    size_t first_row;
-    size_t count;
+    size_t begin;
+    size_t end;
+    int64_t first_row;  // of document 0 of `docs`
+    int64_t begin_row;
+    int64_t end_row;
 };
 
 // The documents as bytes, stretch by stretch: an index has them, otherwise they are made here.
@@ -84,23 +87,28 @@ class Stretches {
             }
             problem_.packed->check(id);
             const auto found = problem_.packed->stretch(id, count);
-            return {found.docs, found.place, first, count};
+            const int64_t first_row = row(found.first_doc) - row(problem_.first_id);
+            return {found.docs, found.begin, found.end, first_row, row(first), row(first + count)};
         }
         const size_t stride = quantizer_.stride();
         const size_t capacity = QuantizedDocs::capacity_for(count);
         QuantizedDocs docs(memory_.resize(QuantizedDocs::bytes_for(capacity, stride)), capacity,
                            stride);
         docs.clear_from(count);
-        quantize_rows(problem_.docs, first, count, quantizer_, docs, 0, problem_.n_threads, poll,
-                      stop);
-        return {docs, 0, first, count};
+        quantize_rows(problem_.docs, row(first), 0, count, quantizer_, docs, problem_.n_threads,
+                      poll, stop);
+        return {docs, 0, count, row(first), row(first), row(first + count)};
     }
 
     void release(const Stretch& stretch) const {
-        if (problem_.packed) problem_.packed->release(problem_.first_id + stretch.first_row);
+        if (problem_.packed) {
+            problem_.packed->release(problem_.first_id + static_cast<size_t>(stretch.begin_row));
+        }
     }
 
   private:
+    static int64_t row(size_t i) { return static_cast<int64_t>(i); }
+
     size_t at(size_t i) const { return i * step_ % n_stretches(); }
 
     size_t count_from(size_t first, size_t stretch_docs) const {
@@ -148,7 +156,7 @@ class Block {
         const size_t n = end - begin;
         const size_t step = scattered_step(n);
         for (size_t i = 0, place = 0; i < n && !stop.is_set(); ++i, place = (place + step) % n) {
-            scan_panel(stretch, (begin + place) * int8_.panel_docs);
+            scan_panel(stretch, stretch.begin + (begin + place) * int8_.panel_docs);
         }
     }
 
@@ -163,29 +171,45 @@ class Block {
     }
 
   private:
+    // The products of the next tile are asked for before the scores of this one are tested, so that
+    // the processor does both at once.
     void scan_panel(const Stretch& stretch, size_t first) {
-        int32_t scores[cpu::max_int8_panel_docs * cpu::max_int8_tile_queries];
+        alignas(64) int32_t scores[2][cpu::max_int8_panel_docs * cpu::max_int8_tile_queries];
         uint32_t candidates[cpu::max_int8_panel_docs];
-        const cpu::Int8Docs panel = stretch.docs.panel(stretch.place + first);
-        const size_t n_docs = std::min(int8_.panel_docs, stretch.count - first);
+        cpu::Int8Block blocks[cpu::max_int8_panel_docs];
+        for (size_t i = 0; i < int8_.panel_docs; i += int8_.block_docs) {
+            blocks[i / int8_.block_docs] = stretch.docs.extremes(first + i, int8_.block_docs);
+        }
+        cpu::Int8Docs panel = stretch.docs.panel(first);
+        panel.blocks = blocks;
+        int8_.multiply(queries_.tile(0), panel, stride_, scores[0]);
         for (size_t t = 0; t < queries_.n_tiles(); ++t) {
-            if (!int8_.scan_tile(queries_.tile(t), panel, stride_, scores, candidates)) continue;
-            const size_t tile = t * int8_.tile_queries;
-            const size_t n = std::min(int8_.tile_queries, n_queries() - tile);
-            const uint32_t valid = n >= 32 ? ~0u : (1u << n) - 1;
-            for (size_t d = 0; d < n_docs; ++d) {
-                for (uint32_t bits = candidates[d] & valid; bits != 0; bits &= bits - 1) {
-                    const size_t q = std::countr_zero(bits);
-                    add(stretch, first + d, tile + q, scores[d * int8_.tile_queries + q]);
-                }
+            if (t + 1 < queries_.n_tiles()) {
+                int8_.multiply(queries_.tile(t + 1), panel, stride_, scores[(t + 1) % 2]);
+            }
+            const int32_t* found = scores[t % 2];
+            if (!int8_.find_candidates(queries_.tile(t), panel, found, candidates)) continue;
+            add_candidates(stretch, first, t * int8_.tile_queries, found, candidates);
+        }
+    }
+
+    void add_candidates(const Stretch& stretch, size_t panel, size_t tile, const int32_t* scores,
+                        const uint32_t* candidates) {
+        const size_t n_docs = std::min(int8_.panel_docs, stretch.end - panel);
+        const size_t n_tile = std::min(int8_.tile_queries, n_queries() - tile);
+        const uint32_t valid = n_tile >= 32 ? ~0u : (1u << n_tile) - 1;
+        for (size_t d = 0; d < n_docs; ++d) {
+            for (uint32_t bits = candidates[d] & valid; bits != 0; bits &= bits - 1) {
+                const size_t q = std::countr_zero(bits);
+                add(stretch, panel + d, tile + q, scores[d * int8_.tile_queries + q]);
             }
         }
     }
 
-    void add(const Stretch& stretch, size_t doc, size_t i, int32_t sum) {
-        const size_t place = stretch.place + doc;
+    void add(const Stretch& stretch, size_t place, size_t i, int32_t sum) {
         if (queries_.is_nan(i) || std::isnan(stretch.docs.scale(place))) return;
-        const auto id = static_cast<int64_t>(stretch.first_row + doc);
+        const int64_t id = stretch.first_row + static_cast<int64_t>(stretch.docs.number(place));
+        if (id < stretch.begin_row || id >= stretch.end_row) return;
         if (exclusions_.contains(i, id)) return;
         const auto [lower, upper] = queries_.bounds(i, sum, stretch.docs, place);
         if (found_[i].push(lower, upper, id, [&](int64_t row) { return score(i, row); })) {
@@ -222,6 +246,22 @@ class Block {
     std::vector<double> norms_;
 };
 
+// What a thread needs around its calls of Int8Kernels::multiply.
+class KernelState {
+  public:
+    explicit KernelState(const cpu::Int8Kernels& int8) : int8_(int8) {
+        if (int8_.begin) int8_.begin();
+    }
+    ~KernelState() {
+        if (int8_.end) int8_.end();
+    }
+    KernelState(const KernelState&) = delete;
+    KernelState& operator=(const KernelState&) = delete;
+
+  private:
+    const cpu::Int8Kernels& int8_;
+};
+
 void search_group(const SearchProblem& problem, const cpu::Kernels& kernels,
                   const cpu::Int8Kernels& int8, const Quantizer& quantizer,
                   const std::function<void()>& poll, float* scores, int64_t* ids) {
@@ -241,8 +281,9 @@ void search_group(const SearchProblem& problem, const cpu::Kernels& kernels,
     Stretches stretches(problem, quantizer, plan.stretch_docs);
     for (size_t i = 0; i < stretches.n_stretches(); ++i) {
         const Stretch stretch = stretches.get(i, poll, stop);
-        const size_t n_panels = ceil_div(stretch.count, int8.panel_docs);
+        const size_t n_panels = ceil_div(stretch.end - stretch.begin, int8.panel_docs);
         const auto scan_block = [&](size_t task) {
+            const KernelState state(int8);
             const size_t range = task % plan.n_ranges;
             blocks[task]->scan(stretch, n_panels * range / plan.n_ranges,
                                n_panels * (range + 1) / plan.n_ranges, stop);

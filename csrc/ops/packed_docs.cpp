@@ -10,24 +10,20 @@
 
 namespace gplfast::ops {
 
-void quantize_rows(const RowSource& rows, size_t first, size_t count, const Quantizer& quantizer,
-                   QuantizedDocs docs, size_t place, size_t n_threads,
+void quantize_rows(const RowSource& rows, int64_t first_row, size_t begin, size_t end,
+                   const Quantizer& quantizer, QuantizedDocs docs, size_t n_threads,
                    const std::function<void()>& poll, StopFlag& stop) {
-    constexpr size_t piece_docs = 512;
-    const auto run_piece = [&](size_t piece) {
-        const size_t begin = piece * piece_docs;
-        const size_t end = std::min(count, begin + piece_docs);
-        AlignedBuffer<float> rotated;
-        AlignedBuffer<float> widened;
-        float* work = rotated.resize(quantizer.stride());
-        float* row = widened.resize(rows.dim());
-        for (size_t i = begin; i < end; ++i) {
-            docs.set(place + i,
-                     quantizer.document(rows.row(first + i, row), work, docs.bytes(place + i)));
-        }
-        rows.release(first + begin, first + end);
+    const size_t piece_docs = QuantizedDocs::piece_docs_for(quantizer.stride());
+    const size_t first_piece = begin / piece_docs;
+    const auto run_piece = [&](size_t i) {
+        const size_t piece = first_piece + i;
+        const size_t from = std::max(begin, piece * piece_docs);
+        const size_t to = std::min(end, (piece + 1) * piece_docs);
+        docs.set(from, to, rows, first_row, quantizer);
+        const auto row = static_cast<size_t>(first_row + static_cast<int64_t>(from));
+        rows.release(row, row + (to - from));
     };
-    parallel_for(ceil_div(count, piece_docs), n_threads, run_piece, poll, stop);
+    parallel_for(ceil_div(end, piece_docs) - first_piece, n_threads, run_piece, poll, stop);
 }
 
 size_t PackedDocs::chunk_docs_for(size_t stride) {
@@ -42,21 +38,22 @@ void PackedDocs::append(const RowSource& rows, const cpu::KernelSet& set, size_t
     const size_t n_before = chunks_.size();
     StopFlag stop;
     size_t done = 0;
-    size_t room = n_docs_ % chunk_docs_;  // of the last chunk, taken
+    size_t taken = n_docs_ % chunk_docs_;  // of the last chunk
     try {
         while (done < rows.n_rows()) {
-            if (room == 0) {
+            if (taken == 0) {
                 auto chunk = std::make_unique<Chunk>();
                 chunk->capacity = QuantizedDocs::capacity_for(chunk_docs_);
                 chunk->memory = chunk->owned.resize(bytes_of(*chunk));
                 docs_of(*chunk).clear_from(chunk_docs_);
                 chunks_.push_back(std::move(chunk));
             }
-            const size_t count = std::min(rows.n_rows() - done, chunk_docs_ - room);
-            const QuantizedDocs docs = docs_of(*chunks_.back());
-            quantize_rows(rows, done, count, quantizer, docs, room, n_threads, poll, stop);
+            const size_t count = std::min(rows.n_rows() - done, chunk_docs_ - taken);
+            const auto first_row = static_cast<int64_t>(done) - static_cast<int64_t>(taken);
+            quantize_rows(rows, first_row, taken, taken + count, quantizer,
+                          docs_of(*chunks_.back()), n_threads, poll, stop);
             done += count;
-            room = (room + count) % chunk_docs_;
+            taken = (taken + count) % chunk_docs_;
         }
     } catch (...) {
         chunks_.resize(n_before);
@@ -77,12 +74,7 @@ void PackedDocs::write_chunk(size_t i, uint8_t* out) const {
     const size_t capacity = QuantizedDocs::capacity_for(chunk.count);
     QuantizedDocs copy(out, capacity, stride_);
     copy.clear_from(0);
-    std::copy_n(chunk.memory, chunk.count * stride_, out);
-    const size_t value_bytes = chunk.count * sizeof(float);
-    for (size_t part = 0; part < 4; ++part) {
-        std::copy_n(chunk.memory + chunk.capacity * (stride_ + part * sizeof(float)), value_bytes,
-                    out + capacity * (stride_ + part * sizeof(float)));
-    }
+    docs_of(chunk).copy_to(copy, chunk.count);
 }
 
 uint64_t PackedDocs::hash_of(const uint8_t* chunk, size_t n_bytes) {
@@ -101,9 +93,13 @@ void PackedDocs::attach(const uint8_t* memory, size_t n_docs, uint64_t hash) {
 }
 
 PackedDocs::Stretch PackedDocs::stretch(size_t first, size_t max_count) const {
-    const Chunk& chunk = *chunks_[first / chunk_docs_];
-    const size_t place = first % chunk_docs_;
-    return {docs_of(chunk), place, std::min(max_count, chunk.count - place)};
+    const size_t i = first / chunk_docs_;
+    const Chunk& chunk = *chunks_[i];
+    const size_t begin = first % chunk_docs_;
+    const size_t end = std::min(chunk.count, begin + max_count);
+    const size_t piece_docs = QuantizedDocs::piece_docs_for(stride_);
+    return {docs_of(chunk), begin / piece_docs * piece_docs,
+            std::min(chunk.count, round_up(end, piece_docs)), i * chunk_docs_, end - begin};
 }
 
 void PackedDocs::will_need(size_t first) const {

@@ -16,9 +16,10 @@
 
 namespace gplfast::ops {
 
-// Quantises `count` rows from `first` on into the places of `docs` from `place` on.
-void quantize_rows(const RowSource& rows, size_t first, size_t count, const Quantizer& quantizer,
-                   QuantizedDocs docs, size_t place, size_t n_threads,
+// Quantises documents [begin, end) of a chunk on all threads; document 0 of the chunk is row
+// `first_row` of `rows`.
+void quantize_rows(const RowSource& rows, int64_t first_row, size_t begin, size_t end,
+                   const Quantizer& quantizer, QuantizedDocs docs, size_t n_threads,
                    const std::function<void()>& poll, StopFlag& stop);
 
 class PackedDocs {
@@ -52,11 +53,14 @@ class PackedDocs {
     // chunk_docs() documents. Its hash is checked before its first search.
     void attach(const uint8_t* chunk, size_t n_docs, uint64_t hash);
 
-    // Documents in one chunk that follow each other.
+    // The part of a chunk that has documents first, first + 1, … up to `max_count` of them: the
+    // whole pieces in which they lie.
     struct Stretch {
         QuantizedDocs docs;
-        size_t place;  // of the first, in `docs`
-        size_t count;
+        size_t begin;  // places [begin, end)
+        size_t end;
+        size_t first_doc;  // of the chunk
+        size_t count;      // of the documents asked for that lie here
     };
     Stretch stretch(size_t first, size_t max_count) const;
 

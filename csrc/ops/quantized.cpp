@@ -101,18 +101,61 @@ double Quantizer::dot_mean(const float* query) const {
 }
 
 void QuantizedDocs::clear_from(size_t first) {
-    std::fill(bytes(first), bytes(capacity_), static_cast<uint8_t>(cpu::int8_zero));
-    for (size_t part = 0; part < 4; ++part) {
+    std::fill(bytes_ + first * stride_, bytes_ + capacity_ * stride_,
+              static_cast<uint8_t>(cpu::int8_zero));
+    for (size_t part = 0; part < n_values; ++part) {
         std::fill(values_ + part * capacity_ + first, values_ + (part + 1) * capacity_, 0.0f);
     }
 }
 
-void QuantizedDocs::set(size_t i, const Quantizer::Row& row) {
-    float* values = values_ + i;
-    values[0] = row.scale;
-    values[capacity_] = row.is_regular ? 1.0f / row.scale : 0.0f;
-    values[2 * capacity_] = row.is_regular ? rounded_up(row.residual / row.scale) : infinity;
-    values[3 * capacity_] = row.is_regular ? rounded_up(row.norm / row.scale) : infinity;
+void QuantizedDocs::set(size_t begin, size_t end, const RowSource& rows, int64_t first_row,
+                        const Quantizer& quantizer) {
+    const size_t n = end - begin;
+    std::vector<float> work(stride_);
+    std::vector<float> widened(rows.dim());
+    AlignedBuffer<uint8_t> bytes;
+    bytes.resize(n * stride_);
+    std::vector<Quantizer::Row> values(n);
+    std::vector<uint32_t> order(n);
+    for (size_t i = 0; i < n; ++i) {
+        const auto row = static_cast<size_t>(first_row + static_cast<int64_t>(begin + i));
+        values[i] = quantizer.document(rows.row(row, widened.data()), work.data(),
+                                       bytes.data() + i * stride_);
+        order[i] = static_cast<uint32_t>(i);
+    }
+    const auto key = [&](uint32_t i) { return values[i].is_regular ? values[i].scale : infinity; };
+    std::sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
+        return key(a) < key(b) || (key(a) == key(b) && a < b);
+    });
+    for (size_t i = 0; i < n; ++i) {
+        const Quantizer::Row& row = values[order[i]];
+        std::copy_n(bytes.data() + order[i] * stride_, stride_, bytes_ + (begin + i) * stride_);
+        float* place = values_ + begin + i;
+        place[0] = row.scale;
+        place[capacity_] = row.is_regular ? 1.0f / row.scale : 0.0f;
+        place[2 * capacity_] = row.is_regular ? rounded_up(row.residual / row.scale) : infinity;
+        place[3 * capacity_] = row.is_regular ? rounded_up(row.norm / row.scale) : infinity;
+        numbers_[begin + i] = static_cast<uint32_t>(begin) + order[i];
+    }
+}
+
+cpu::Int8Block QuantizedDocs::extremes(size_t first, size_t count) const {
+    cpu::Int8Block block{infinity, 0.0f, 0.0f, 0.0f};
+    const cpu::Int8Docs docs = panel(first);
+    for (size_t i = 0; i < count; ++i) {
+        block.min_inverse_scale = std::min(block.min_inverse_scale, docs.inverse_scales[i]);
+        block.max_inverse_scale = std::max(block.max_inverse_scale, docs.inverse_scales[i]);
+        block.max_residual = std::max(block.max_residual, docs.residuals[i]);
+        block.max_norm = std::max(block.max_norm, docs.norms[i]);
+    }
+    return block;
+}
+
+void QuantizedDocs::copy_to(QuantizedDocs& other, size_t count) const {
+    std::copy_n(bytes_, count * stride_, other.bytes_);
+    for (size_t part = 0; part < n_values; ++part) {
+        std::copy_n(values_ + part * capacity_, count, other.values_ + part * other.capacity_);
+    }
 }
 
 QuantizedQueries::QuantizedQueries(const FloatRows& queries, const Quantizer& quantizer,

@@ -68,48 +68,70 @@ class Quantizer {
     std::vector<float> signs_;
 };
 
-// Documents for Int8Kernels::scan_tile, in one stretch of memory: room for `capacity` rows of
-// bytes, then for as many scales, inverse scales, residuals and norms. The rows behind the last are
-// empty.
+// A chunk of documents for Int8Kernels, in one stretch of memory: room for `capacity` rows of
+// bytes, then for as many scales, inverse scales, residuals, norms, and numbers of the documents in
+// the chunk. The rows behind the last document are empty.
+//
+// Documents lie in pieces, and in a piece in the order of their scales: then the extremes of a
+// block are near its documents' own values, and testing whole blocks leaves most of them out.
 class QuantizedDocs {
   public:
-    // Rows that a stretch for `count` documents has room for: any panel that begins before the last
+    // Rows that a chunk of `count` documents has room for: any panel that begins before the last
     // document ends within it.
     static size_t capacity_for(size_t count) {
         return round_up(count, cpu::max_int8_panel_docs) + cpu::max_int8_panel_docs;
     }
     static size_t bytes_for(size_t capacity, size_t stride) {
-        return capacity * (stride + 4 * sizeof(float));
+        return capacity * (stride + n_values * sizeof(float));
+    }
+    static size_t piece_docs_for(size_t stride) {
+        constexpr size_t piece_bytes = 256 * 1024;  // a quarter of a 1 MB L2
+        return round_up(ceil_div(piece_bytes, stride), cpu::max_int8_panel_docs);
     }
 
     QuantizedDocs(uint8_t* memory, size_t capacity, size_t stride)
         : bytes_(memory),
           values_(reinterpret_cast<float*>(memory + capacity * stride)),
+          numbers_(reinterpret_cast<uint32_t*>(values_ + (n_values - 1) * capacity)),
           capacity_(capacity),
           stride_(stride) {}
 
     // Makes the rows from `first` to the capacity empty.
     void clear_from(size_t first);
-    void set(size_t i, const Quantizer::Row& row);
-    uint8_t* bytes(size_t i) { return bytes_ + i * stride_; }
 
+    // Quantises documents [begin, end) of the chunk, which lie in one piece; document 0 of the
+    // chunk is row `first_row` of `rows`.
+    void set(size_t begin, size_t end, const RowSource& rows, int64_t first_row,
+             const Quantizer& quantizer);
+
+    // What follows goes by a document's place.
+    size_t number(size_t i) const { return numbers_[i]; }
     float scale(size_t i) const { return values_[i]; }
     float residual(size_t i) const { return values_[2 * capacity_ + i]; }
     float norm(size_t i) const { return values_[3 * capacity_ + i]; }
     bool is_regular(size_t i) const { return values_[capacity_ + i] != 0.0f; }
     cpu::Int8Docs panel(size_t first) const {
         return {bytes_ + first * stride_, values_ + capacity_ + first,
-                values_ + 2 * capacity_ + first, values_ + 3 * capacity_ + first};
+                values_ + 2 * capacity_ + first, values_ + 3 * capacity_ + first, nullptr};
     }
 
+    // What the documents of a block have at least and at most.
+    cpu::Int8Block extremes(size_t first, size_t count) const;
+
+    // Copies the first `count` documents, which are whole pieces or all there are.
+    void copy_to(QuantizedDocs& other, size_t count) const;
+
   private:
+    static constexpr size_t n_values = 5;  // float and uint32_t have the same size
+
     uint8_t* bytes_;
     float* values_;  // residuals and norms are over scale
+    uint32_t* numbers_;
     size_t capacity_;
     size_t stride_;
 };
 
-// Queries for Int8Kernels::scan_tile, in whole tiles.
+// Queries for Int8Kernels, in whole tiles.
 class QuantizedQueries {
   public:
     QuantizedQueries(const FloatRows& queries, const Quantizer& quantizer,
