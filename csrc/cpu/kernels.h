@@ -76,9 +76,10 @@ struct Int8Docs {
 };
 
 struct Int8Kernels {
+    const Int8Kernels* narrow;  // for few queries, with tiles of one; may be null
     size_t tile_queries;
     size_t panel_docs;
-    size_t block_docs;  // panel_docs is a multiple
+    size_t block_docs;  // panel_docs is a multiple; 0: Int8Docs::blocks is not looked at
 
     // Called by a thread before and after its calls of multiply. Null: nothing to do.
     void (*begin)();
@@ -105,6 +106,7 @@ extern const Kernels kernels_scalar;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Int8Kernels kernels_avx512_vnni;
+extern const Int8Kernels kernels_avx512_vnni_narrow;
 extern const Int8Kernels kernels_amx_int8;
 
 }  // namespace gplfast::cpu

@@ -71,6 +71,7 @@ void multiply(const Int8Queries& queries, const Int8Docs& docs, size_t stride, i
 }  // namespace
 
 const Int8Kernels kernels_amx_int8 = {
-    n_queries, n_docs, rows, begin, end, multiply, find_candidates<n_docs, rows>, quantize};
+    &kernels_avx512_vnni_narrow,   n_queries, n_docs, rows, begin, end, multiply,
+    find_candidates<n_docs, rows>, quantize};
 
 }  // namespace gplfast::cpu

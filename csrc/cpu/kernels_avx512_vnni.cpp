@@ -52,7 +52,7 @@ void multiply(const Int8Queries& queries, const Int8Docs& docs, size_t stride, i
 }  // namespace
 
 const Int8Kernels kernels_avx512_vnni = {
-    n_queries, n_docs, n_docs, nullptr, nullptr, multiply, find_candidates<n_docs, n_docs>,
-    quantize};
+    &kernels_avx512_vnni_narrow,     n_queries, n_docs, n_docs, nullptr, nullptr, multiply,
+    find_candidates<n_docs, n_docs>, quantize};
 
 }  // namespace gplfast::cpu

@@ -177,8 +177,9 @@ class Block {
         alignas(64) int32_t scores[2][cpu::max_int8_panel_docs * cpu::max_int8_tile_queries];
         uint32_t candidates[cpu::max_int8_panel_docs];
         cpu::Int8Block blocks[cpu::max_int8_panel_docs];
-        for (size_t i = 0; i < int8_.panel_docs; i += int8_.block_docs) {
-            blocks[i / int8_.block_docs] = stretch.docs.extremes(first + i, int8_.block_docs);
+        for (size_t i = 0, b = 0; int8_.block_docs && i < int8_.panel_docs; ++b) {
+            blocks[b] = stretch.docs.extremes(first + i, int8_.block_docs);
+            i += int8_.block_docs;
         }
         cpu::Int8Docs panel = stretch.docs.panel(first);
         panel.blocks = blocks;
