@@ -141,7 +141,7 @@ void QuantizedDocs::set(size_t begin, size_t end, const RowSource& rows, int64_t
 
 cpu::Int8Block QuantizedDocs::extremes(size_t first, size_t count) const {
     cpu::Int8Block block{infinity, 0.0f, 0.0f, 0.0f};
-    const cpu::Int8Docs docs = panel(first);
+    const cpu::Int8Docs docs = panel(first, nullptr);
     for (size_t i = 0; i < count; ++i) {
         block.min_inverse_scale = std::min(block.min_inverse_scale, docs.inverse_scales[i]);
         block.max_inverse_scale = std::max(block.max_inverse_scale, docs.inverse_scales[i]);

@@ -110,9 +110,9 @@ class QuantizedDocs {
     float residual(size_t i) const { return values_[2 * capacity_ + i]; }
     float norm(size_t i) const { return values_[3 * capacity_ + i]; }
     bool is_regular(size_t i) const { return values_[capacity_ + i] != 0.0f; }
-    cpu::Int8Docs panel(size_t first) const {
+    cpu::Int8Docs panel(size_t first, const cpu::Int8Block* blocks) const {
         return {bytes_ + first * stride_, values_ + capacity_ + first,
-                values_ + 2 * capacity_ + first, values_ + 3 * capacity_ + first, nullptr};
+                values_ + 2 * capacity_ + first, values_ + 3 * capacity_ + first, blocks};
     }
 
     // What the documents of a block have at least and at most.
