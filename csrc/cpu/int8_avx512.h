@@ -40,8 +40,8 @@ inline uint32_t may_reach(const Int8Queries& queries, size_t first, const Int8Bl
     const __m512 thresholds = _mm512_loadu_ps(queries.thresholds + first);
     const __m512 a = _mm512_mul_ps(thresholds, _mm512_set1_ps(block.min_inverse_scale));
     const __m512 b = _mm512_mul_ps(thresholds, _mm512_set1_ps(block.max_inverse_scale));
-    // The smaller, whatever the thresholds' signs. NaN in b comes with NaN in a, and the minimum
-    // with a NaN is its second argument: NaN stays.
+    // The smaller, whatever the threshold's sign. NaN in b comes with NaN in a, as scales are
+    // finite, and the minimum with a NaN is its second argument: NaN stays.
     const __m512 scaled = _mm512_min_ps(b, a);
     return reached(largest, limit_of(scaled, queries, first, block.max_residual, block.max_norm));
 }

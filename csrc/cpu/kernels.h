@@ -58,7 +58,7 @@ struct Int8Queries {
     const float* residuals;
 };
 
-// What the documents of a block have at least and at most.
+// What the documents of a block have at least and at most; padding need not count.
 struct Int8Block {
     float min_inverse_scale;
     float max_inverse_scale;
@@ -69,8 +69,8 @@ struct Int8Block {
 // A panel of documents.
 struct Int8Docs {
     const uint8_t* bytes;         // [panel_docs][stride]
-    const float* inverse_scales;  // each [panel_docs], as are the next two; none is NaN
-    const float* residuals;       // not negative, as are norms
+    const float* inverse_scales;  // each [panel_docs], as are the next two; none is NaN or negative
+    const float* residuals;       // only inverse scales must be finite
     const float* norms;
     const Int8Block* blocks;  // [panel_docs / block_docs]
 };

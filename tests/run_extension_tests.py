@@ -1,4 +1,4 @@
-"""Runs the extension's tests against a build with sanitizers: run_sanitized.py address,undefined|thread SITE_FOLDER."""
+"""Runs the extension's tests with the build in a folder: run_extension_tests.py SITE_FOLDER [address,undefined|thread]."""
 
 from __future__ import annotations
 
@@ -22,18 +22,22 @@ def library(name: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def main(sanitizers: str, site: str) -> int:
+def sanitizer_environment(sanitizers: str) -> dict[str, str]:
     names = ["tsan"] if sanitizers == "thread" else ["asan", "ubsan"]
-    libraries = [library(name) for name in names]
-    folder = Path(__file__).resolve().parent
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(site).resolve()),
+    return {
         "GPLFAST_SANITIZED": sanitizers,
         "GPLFAST_EXAMPLES": "20",
-        "LD_PRELOAD": " ".join(libraries),
+        "LD_PRELOAD": " ".join(library(name) for name in names),
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter leaks by design
         "TSAN_OPTIONS": "report_signal_unsafe=0",
     }
+
+
+def main(site: str, sanitizers: str = "") -> int:
+    folder = Path(__file__).resolve().parent
+    environment = os.environ | {"PYTHONPATH": str(Path(site).resolve())}
+    if sanitizers:
+        environment |= sanitizer_environment(sanitizers)
     # The finder of an editable install comes before PYTHONPATH: take it out, in child processes too.
     (Path(site) / "sitecustomize.py").write_text(WITHOUT_EDITABLE_FINDER)
     check = "import sys, gplfast.ops as o; f = o._core.__file__; sys.exit(0 if f.startswith(sys.argv[1]) else f)"
@@ -46,4 +50,4 @@ def main(sanitizers: str, site: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2]))
+    sys.exit(main(*sys.argv[1:]))
