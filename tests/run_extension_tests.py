@@ -1,4 +1,4 @@
-"""Runs the extension's tests with the build in a folder: run_extension_tests.py SITE_FOLDER [address,undefined|thread]."""
+"""The extension's tests with a given build: run_extension_tests.py SITE_FOLDER [address,undefined|thread]."""
 
 from __future__ import annotations
 

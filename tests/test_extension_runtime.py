@@ -98,24 +98,56 @@ def test_gil_is_released(work):
     assert count > 20
 
 
-@pytest.mark.parametrize("call", ["gplfast.search(rows, rows, 5, threads=2)", "gplfast.dedup(rows, 0.9, threads=2)"])
-def test_interrupt_works_within_a_second(call):
+ROWS = "rows = np.random.default_rng(0).standard_normal((100_000, 128), dtype=np.float32)"
+LONG_CALLS = {  # set-up, call, instruction set
+    # Ascending scores and a large k: each document is among the best so far.
+    "direct": (
+        "rows = np.arange(20_000_000, dtype=np.float32)[:, None]",
+        "gplfast.search(rows[-4:], rows, 1_000_000)",
+        "",
+    ),
+    "float": (ROWS, "gplfast.search(rows, rows, 5, threads=2)", "scalar"),
+    # In turns that each end before signals are looked at.
+    "dedup": (ROWS, "gplfast.dedup(rows, 0.9, threads=2)", "scalar"),
+    "dedup-turns": (ROWS, "ops._core.dedup(rows, 0.9, 'ip', False, 'greedy', 2, block_rows=64)", "scalar"),
+    "margins": (
+        "rows = np.random.default_rng(0).standard_normal(30_000_000, dtype=np.float32); one = np.arange(600_001)",
+        "gplfast.margins(rows[:600_000], one, rows, one * 50, quota=9, sampling='weighted', threads=2)",
+        "",
+    ),
+}
+for name in ("avx512_vnni", "amx_int8"):
+    if name in _core.available_isas():
+        LONG_CALLS[name] = (ROWS, "gplfast.search(rows, rows, 5, threads=2)", name)
+        turns = "ops._core.search(rows, rows, 5, 'ip', None, 2, block_queries=1000, block_docs=500)"
+        LONG_CALLS[f"{name}-turns"] = (ROWS, turns, name)
+
+
+@pytest.mark.parametrize("case", LONG_CALLS)
+def test_interrupt_works_within_a_second_and_leaves_nothing_behind(case):
+    prepare, call, isa = LONG_CALLS[case]
     code = f"""
-import signal, time, numpy as np, gplfast
+import os, signal, time, numpy as np, gplfast
+from gplfast import ops
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
-rows = np.random.default_rng(0).standard_normal((100_000, 128), dtype=np.float32)
+{prepare}
+threads = len(os.listdir("/proc/self/task"))
 print("ready", flush=True)
 try:
     {call}
+    print("not interrupted")
 except KeyboardInterrupt:
     print(time.monotonic())
+assert len(os.listdir("/proc/self/task")) == threads
+unit = np.eye(50, dtype=np.float32)
+np.testing.assert_array_equal(gplfast.search(unit, unit, 1).ids[:, 0], np.arange(50))
 """
-    process = python(code, GPLFAST_ISA="scalar")
-    assert process.stdout.readline() == "ready\n"
+    process = python(code, GPLFAST_ISA=isa)
+    assert process.stdout.readline() == "ready\n", process.stderr.read()
     time.sleep(0.3)
     sent = time.monotonic()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert float(out) - sent < 1.0
 

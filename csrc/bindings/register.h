@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <chrono>
 #include <string>
 
 #include "common/canonical.h"
@@ -14,8 +15,15 @@ namespace gplfast::bindings {
 void register_ops(pybind11::module_& m);
 void register_index(pybind11::module_& m);
 
-// Lets Ctrl-C through. Called from the thread that called us, which holds no GIL at that moment.
-void check_signals();
+// Lets Ctrl-C through, for one call of an operation. Called from the thread that called us, which
+// holds no GIL at that moment; getting it may take 5 ms where Python's other threads are busy.
+class SignalCheck {
+  public:
+    void operator()();
+
+  private:
+    std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
 
 Metric metric_from(const std::string& name, const char* op);
 

@@ -51,7 +51,7 @@ class PyIndex {
         {
             const py::gil_scoped_release release;
             const std::unique_lock lock(mutex_);
-            index_->add(rows, kernels, threads, check_signals);
+            index_->add(rows, kernels, threads, SignalCheck());
         }
         pieces_.push_back(docs);
     }

@@ -16,7 +16,11 @@ namespace py = pybind11;
 
 namespace gplfast::bindings {
 
-void check_signals() {
+void SignalCheck::operator()() {
+    constexpr auto interval = std::chrono::milliseconds(20);
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_ < interval) return;
+    last_ = now;
     const py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
@@ -36,7 +40,7 @@ py::tuple run_search(const ops::SearchProblem& problem, const cpu::KernelSet& ke
     {
         // Safe: the caller holds what the problem views, and only memory is used.
         const py::gil_scoped_release release;
-        ops::search(problem, kernels, check_signals, scores_out, ids_out);
+        ops::search(problem, kernels, SignalCheck(), scores_out, ids_out);
     }
     return py::make_tuple(scores, ids);
 }
@@ -98,7 +102,7 @@ py::tuple dedup(const py::object& docs, float threshold, const std::string& metr
     {
         // Safe: the argument and the result are held by this frame; only their memory is used.
         const py::gil_scoped_release release;
-        n_pairs = ops::dedup(problem, *kernels.floats, check_signals, representative_out);
+        n_pairs = ops::dedup(problem, *kernels.floats, SignalCheck(), representative_out);
     }
     return py::make_tuple(representative, n_pairs);
 }
@@ -163,7 +167,7 @@ py::tuple margins(const py::object& positive_scores, const py::object& positive_
     {
         // Safe: the arguments and results are held by this frame; only their memory is used.
         const py::gil_scoped_release release;
-        dropped = ops::margins(problem, check_signals, result_out, kept_out);
+        dropped = ops::margins(problem, SignalCheck(), result_out, kept_out);
     }
     return py::make_tuple(result, kept, to_dict(dropped));
 }

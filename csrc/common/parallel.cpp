@@ -121,6 +121,7 @@ void parallel_for(size_t n_tasks, size_t n_threads, const std::function<void(siz
     team.wait(workers.size(), poll);
     for (auto& worker : workers) worker.join();
     team.rethrow();
+    poll();  // many short calls in a row would otherwise never ask
 }
 
 }  // namespace gplfast

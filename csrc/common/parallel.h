@@ -21,8 +21,9 @@ class StopFlag {
 };
 
 // Runs task(i) for i < n_tasks on n_threads threads, in no promised order. The calling thread waits
-// and calls poll() many times a second; when poll or a task throws, `stop` is set, the tasks are
-// left to end, and the exception continues here. Long tasks look at `stop` and return early.
+// and calls poll() many times a second and at the end; when poll or a task throws, `stop` is set,
+// the tasks are left to end, and the exception continues here. Long tasks look at `stop` and return
+// early.
 void parallel_for(size_t n_tasks, size_t n_threads, const std::function<void(size_t)>& task,
                   const std::function<void()>& poll, StopFlag& stop);
 

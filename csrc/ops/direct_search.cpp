@@ -85,13 +85,13 @@ void search_direct(const SearchProblem& problem, const cpu::Kernels& kernels,
     const auto run_range = [&](size_t range) {
         RangeSearch search(problem, kernels, exclusions, range_k);
         search.run(n_docs * range / n_ranges, n_docs * (range + 1) / n_ranges, stop);
-        for (size_t i = 0; i < n_queries; ++i) {
+        for (size_t i = 0; i < n_queries && !stop.is_set(); ++i) {
             const size_t n_hits = search.finish(i);
             lists.put(i, range, search.hits(i), n_hits);
         }
     };
     parallel_for(n_ranges, problem.n_threads, run_range, poll, stop);
-    lists.write(problem.k, scores, ids);
+    lists.write(problem.k, poll, scores, ids);
 }
 
 }  // namespace gplfast::ops

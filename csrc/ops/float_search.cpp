@@ -157,7 +157,7 @@ void search_float(const SearchProblem& problem, const cpu::Kernels& kernels,
         BlockSearch block(problem, kernels, first_query,
                           std::min(plan.block_queries, n_queries - first_query), range_k);
         block.run(first_doc, std::min(n_docs, first_doc + plan.range_docs), plan.block_docs, stop);
-        for (size_t i = 0; i < block.n_queries(); ++i) {
+        for (size_t i = 0; i < block.n_queries() && !stop.is_set(); ++i) {
             const size_t n_hits = block.finish(i);
             const size_t row = (first_query + i) * problem.k;
             if (is_final) {
@@ -168,7 +168,7 @@ void search_float(const SearchProblem& problem, const cpu::Kernels& kernels,
         }
     };
     parallel_for(plan.n_query_blocks * plan.n_ranges, problem.n_threads, run_task, poll, stop);
-    lists.write(problem.k, scores, ids);
+    lists.write(problem.k, poll, scores, ids);
 }
 
 }  // namespace gplfast::ops

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <functional>
 #include <vector>
 
 #include "common/float_environment.h"
@@ -28,10 +29,11 @@ class PartialLists {
     }
 
     // Writes the (n_queries, k) answer.
-    void write(size_t k, float* scores, int64_t* ids) const {
+    void write(size_t k, const std::function<void()>& poll, float* scores, int64_t* ids) const {
         const FloatEnvironment environment;  // this is the caller's thread: subnormal scores differ
         std::vector<Hit> merged;
         for (size_t query = 0; query < n_hits_.size() / n_ranges_; ++query) {
+            poll();
             merged.clear();
             for (size_t slot = query * n_ranges_; slot < (query + 1) * n_ranges_; ++slot) {
                 const auto list = hits_.begin() + slot * range_k_;
