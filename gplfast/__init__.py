@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gplfast import errors
 
 if TYPE_CHECKING:
-    from gplfast.ops import Dedup, Hits, Index, Margins, dedup, margins, merge_hits, search
+    from gplfast.ops import Dedup, Gram, Hits, Index, Margins, dedup, gram, margins, merge_hits, search
     from gplfast.pipeline import adapt
     from gplfast.steps import evaluate, generate, label, mine, train
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Dedup",
+    "Gram",
     "Hits",
     "Index",
     "Margins",
@@ -28,6 +29,7 @@ __all__ = [
     "errors",
     "evaluate",
     "generate",
+    "gram",
     "label",
     "margins",
     "merge_hits",
@@ -38,10 +40,12 @@ __all__ = [
 
 _HOME = {
     "Dedup": "gplfast.ops",
+    "Gram": "gplfast.ops",
     "Hits": "gplfast.ops",
     "Index": "gplfast.ops",
     "Margins": "gplfast.ops",
     "dedup": "gplfast.ops",
+    "gram": "gplfast.ops",
     "margins": "gplfast.ops",
     "merge_hits": "gplfast.ops",
     "search": "gplfast.ops",

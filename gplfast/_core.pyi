@@ -1,5 +1,5 @@
 # Checked against the built extension by `make stubtest`.
-from numpy import bool_, float32, int64, uint8
+from numpy import bool_, float16, float32, int64, uint8
 from numpy.typing import NDArray
 
 def search(
@@ -22,7 +22,18 @@ def dedup(
     threads: int,
     *,
     block_rows: int = 0,
+    scan_depth: int = 0,
 ) -> tuple[NDArray[int64], int]: ...
+def gram(
+    docs: object,
+    lists: object,
+    metric: str,
+    triangle: bool,
+    dtype: str,
+    threads: int,
+    *,
+    block_rows: int = 0,
+) -> tuple[NDArray[float32] | NDArray[float16], NDArray[int64]]: ...
 def margins(
     positive_scores: object,
     positive_indptr: object,

@@ -41,7 +41,7 @@ struct Problem {
           inverse_scales(kernels.panel_docs),
           doc_residuals(kernels.panel_docs),
           doc_norms(kernels.panel_docs),
-          blocks(kernels.panel_docs / kernels.block_docs),
+          blocks(kernels.block_docs ? kernels.panel_docs / kernels.block_docs : 0),
           scores(kernels.panel_docs * kernels.tile_queries, -1),
           candidates(kernels.panel_docs) {}
 
@@ -50,7 +50,7 @@ struct Problem {
                 query_residuals.data()};
     }
     Int8Docs docs() const {
-        return {doc_bytes.data(), inverse_scales.data(), doc_residuals.data(), doc_norms.data(),
+        return {doc_bytes.data(), stride, inverse_scales.data(), doc_residuals.data(), doc_norms.data(),
                 blocks.data()};
     }
     void multiply() { kernels.multiply(queries(), docs(), stride, scores.data()); }
@@ -102,7 +102,7 @@ float number(float low, float high, size_t rarity, const std::vector<float>& spe
 
 void set_blocks(Problem& p) {
     for (size_t b = 0; b < p.blocks.size(); ++b) {
-        Int8Block block{infinity, 0.0f, 0.0f, 0.0f};
+        Int8Block block{infinity, 0.0f, -infinity, -infinity};
         for (size_t d = b * p.kernels.block_docs; d < (b + 1) * p.kernels.block_docs; ++d) {
             block.min_inverse_scale = std::fmin(block.min_inverse_scale, p.inverse_scales[d]);
             block.max_inverse_scale = std::fmax(block.max_inverse_scale, p.inverse_scales[d]);
@@ -129,7 +129,7 @@ bool finds_candidates(const Int8Kernels& kernels) {
         }
         for (size_t d = 0; d < kernels.panel_docs; ++d) {
             p.inverse_scales[d] = spread * number(1, 1.1f, rarity, {0.0f, 1e-30f, 1e8f});
-            p.doc_residuals[d] = number(1, 2, rarity, {0.0f, infinity, 1e30f});
+            p.doc_residuals[d] = number(-1, 2, rarity, {0.0f, infinity, 1e30f});
             p.doc_norms[d] = number(10, 20, rarity, {0.0f, infinity});
         }
         for (auto& score : p.scores) {  // few of them above most limits
@@ -176,8 +176,10 @@ bool works_after_end(const Int8Kernels& kernels) {
 
 int main(int, char** arguments) {
     const std::string check = arguments[2];
-    const Int8Kernels& kernels =
-        std::string(arguments[1]) == "amx_int8" ? kernels_amx_int8 : kernels_avx512_vnni;
+    const std::string name = arguments[1];
+    const Int8Kernels& kernels = name == "amx_int8"      ? kernels_amx_int8
+                                 : name == "avx512_vnni" ? kernels_avx512_vnni
+                                                         : kernels_avx512_vnni_narrow;
     bool holds = false;
     if (check == "multiply") holds = multiplies(kernels);
     if (check == "find_candidates") holds = finds_candidates(kernels);

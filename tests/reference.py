@@ -85,6 +85,16 @@ def dedup(docs, threshold, *, metric="cosine", keep="first", rule="components"):
     return representative, len(pairs)
 
 
+def gram(docs, lists, *, metric="cosine", triangle=False, dtype="float32"):
+    """The values of all lists, and where each begins."""
+    parts = [np.empty(0, np.float32)]
+    for ids in lists:
+        matrix = scores(docs[ids], docs[ids], metric)
+        parts.append(matrix[np.triu_indices(len(ids), 1)] if triangle else matrix.ravel())
+    with np.errstate(over="ignore"):
+        return np.concatenate(parts).astype(dtype), np.cumsum([0] + [len(part) for part in parts[1:]])
+
+
 def margins(positives, negatives, reference="min"):
     """One float32 array per query from lists of float32 arrays."""
     result = []

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import gplfast
 from gplfast.ops import _core
 
+INTEGER_ISAS = [isa for isa in _core.available_isas() if isa not in {"scalar", "avx2", "avx512"}]
 RULES = ["components", "greedy", "any-earlier"]
 
 
@@ -38,7 +39,7 @@ def test_keep_last(isa):
 def test_equals_reference(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     n = data.draw(st.integers(0, 70))
-    dim = data.draw(st.sampled_from([1, 2, 3, 17, 33]))
+    dim = data.draw(st.sampled_from([1, 2, 3, 17, 33, 130]))
     metric = data.draw(st.sampled_from(["cosine", "ip"]))
     kind = data.draw(st.sampled_from(["ties", "clusters", "special"]))
     docs = rng.integers(-1, 2, (n, dim)).astype(np.float32)
@@ -49,40 +50,75 @@ def test_equals_reference(data):
         docs[holes] = rng.choice(np.array([np.nan, np.inf, -0.0, 1e30, 1e-40], np.float32), int(holes.sum()))
         docs[rng.integers(0, n, n // 3)] = docs[rng.integers(0, n, n // 3)]
     threshold = data.draw(st.sampled_from([-0.5, 0.0, 0.5, 0.9, 0.95, 1.0]))
-    block_rows = data.draw(st.sampled_from([0, 1, 13]))
+    split = {
+        "block_rows": data.draw(st.sampled_from([0, 1, 13])),
+        "scan_depth": data.draw(st.sampled_from([0, 64, 128])),
+    }
     try:
         for rule in RULES:
             for keep in ("first", "last"):
                 expected, n_pairs = reference.dedup(docs, threshold, metric=metric, keep=keep, rule=rule)
                 for isa in _core.available_isas():
                     _core.force_isa(isa)
-                    found = _core.dedup(docs, threshold, metric, keep == "last", rule, 2, block_rows=block_rows)
+                    found = _core.dedup(docs, threshold, metric, keep == "last", rule, 2, **split)
                     np.testing.assert_array_equal(found[0], expected, err_msg=f"{isa} {rule} {keep}")
                     assert found[1] == n_pairs
     finally:
         _core.force_isa("")
 
 
+def near_pairs(rng, n, dim, spread):
+    """Rows around centres, a third of them copies: cosines within a cluster are about 1 / (1 + spread^2)."""
+    centres = rng.standard_normal((300, dim))
+    docs = (centres[rng.integers(0, 300, n)] + spread * rng.standard_normal((n, dim))).astype(np.float32)
+    docs[rng.integers(0, n, n // 3)] = docs[: n // 3]
+    return docs
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_same_answer_whatever_the_split(rule):
-    rng = np.random.default_rng(3)
-    centres = rng.standard_normal((300, 40))
-    docs = (centres[rng.integers(0, 300, 5000)] + 0.17 * rng.standard_normal((5000, 40))).astype(np.float32)
-    docs[rng.integers(0, 5000, 1500)] = docs[:1500]
+    docs = near_pairs(np.random.default_rng(3), 5000, 150, 0.17)
     first = None
     try:
         for isa in _core.available_isas():
             _core.force_isa(isa)
-            for threads in (1, 2, 7):
-                for block_rows in (0, 999):
-                    found = _core.dedup(docs, 0.97, "cosine", False, rule, threads, block_rows=block_rows)
-                    first = first or found
-                    np.testing.assert_array_equal(found[0], first[0], err_msg=f"{isa} {threads} {block_rows}")
-                    assert found[1] == first[1]
+            for threads, block_rows, scan_depth in [(1, 0, 64), (2, 999, 128), (2, 0, 0), (7, 31, 64), (7, 0, 192)]:
+                split = {"block_rows": block_rows, "scan_depth": scan_depth}
+                found = _core.dedup(docs, 0.97, "cosine", False, rule, threads, **split)
+                first = first or found
+                np.testing.assert_array_equal(found[0], first[0], err_msg=f"{isa} {threads} {split}")
+                assert found[1] == first[1]
     finally:
         _core.force_isa("")
     n_kept = (first[0] == np.arange(5000)).sum()
-    assert 300 < n_kept < 3500
+    assert 300 < n_kept < 4500
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip"])
+@pytest.mark.parametrize("scan_depth", [64, 192])
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_pairs_near_the_threshold(isa, metric, scan_depth, shift):
+    """Thousands of scores closer to the threshold than bytes can tell; with a shift all rows point one way."""
+    docs = near_pairs(np.random.default_rng(5), 700, 150, 0.3) + np.float32(shift)
+    scores = reference.scores(docs, docs, metric)[np.triu_indices(700, 1)]
+    threshold = float(np.sort(scores)[-3000])
+    found = _core.dedup(docs, threshold, metric, False, "components", 2, scan_depth=scan_depth)
+    assert found[1] == np.sum(scores >= np.float32(threshold))
+
+
+@pytest.mark.parametrize("isa", INTEGER_ISAS, indirect=True)
+@pytest.mark.parametrize("scan_depth", [64, 192])
+def test_certificate_of_the_integer_scan(isa, scan_depth):
+    """The bound is needed: with 1/100 of it pairs are lost or found that are not similar."""
+    docs = near_pairs(np.random.default_rng(6), 700, 150, 0.3)
+    scores = reference.scores(docs, docs, "cosine")[np.triu_indices(700, 1)]
+    threshold = float(np.sort(scores)[-3000])
+    try:
+        _core.set_bound_scale_for_testing(0.01)
+        wrong = _core.dedup(docs, threshold, "cosine", False, "components", 2, scan_depth=scan_depth)
+    finally:
+        _core.set_bound_scale_for_testing(1.0)
+    assert wrong[1] != np.sum(scores >= np.float32(threshold))
 
 
 def test_no_decision_flips_at_the_threshold(isa):

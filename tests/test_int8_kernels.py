@@ -12,7 +12,7 @@ from test_architecture import CSRC, ISA_FLAGS
 
 from gplfast.ops import _core
 
-TABLES = ["avx512_vnni", "amx_int8"]
+TABLES = ["avx512_vnni", "avx512_vnni_narrow", "amx_int8"]
 
 
 @pytest.fixture(scope="session")

@@ -74,6 +74,19 @@ void check_indptr(const std::string& where, const int64_t* indptr, size_t n_list
     }
 }
 
+// `of_list` says whose ids they are, before the list's number.
+void check_ids(const std::string& of_list, const int64_t* indptr, const int64_t* ids,
+               size_t n_lists, size_t n_docs) {
+    for (size_t list = 0; list < n_lists; ++list) {
+        for (int64_t i = indptr[list]; i < indptr[list + 1]; ++i) {
+            if (ids[i] >= 0 && static_cast<uint64_t>(ids[i]) < n_docs) continue;
+            throw ShapeError(of_list + std::to_string(list) + " has id " + std::to_string(ids[i]) +
+                             " but docs has " + std::to_string(n_docs) +
+                             " rows; ids count rows from 0");
+        }
+    }
+}
+
 }  // namespace
 
 RowSource rows_from(const char* op, const char* name, const py::handle& object,
@@ -114,15 +127,25 @@ ops::ExcludeView exclude_from(const char* op, const py::object& exclude, size_t 
     }
     check_indptr(std::string(op) + ": exclude[0]", indptr, n_queries,
                  static_cast<size_t>(ids_array.size()));
-    for (size_t query = 0; query < n_queries; ++query) {
-        for (int64_t i = indptr[query]; i < indptr[query + 1]; ++i) {
-            if (ids[i] >= 0 && static_cast<uint64_t>(ids[i]) < n_docs) continue;
-            throw ShapeError(std::string(op) + ": exclude of query " + std::to_string(query) +
-                             " has id " + std::to_string(ids[i]) + " but docs has " +
-                             std::to_string(n_docs) + " rows; ids count rows from 0");
-        }
-    }
+    check_ids(std::string(op) + ": exclude of query ", indptr, ids, n_queries, n_docs);
     return {indptr, ids};
+}
+
+Lists lists_from(const char* op, const py::object& lists, size_t n_docs) {
+    const auto pair = py::reinterpret_borrow<py::tuple>(lists);
+    const py::array indptr_array = array_from<int64_t>(op, "lists[0]", pair[0], 1, "int64");
+    const py::array ids_array = array_from<int64_t>(op, "lists[1]", pair[1], 1, "int64");
+    const auto* indptr = static_cast<const int64_t*>(indptr_array.data());
+    const auto* ids = static_cast<const int64_t*>(ids_array.data());
+    if (indptr_array.size() == 0) {
+        throw ShapeError(std::string(op) +
+                         ": lists[0] is empty but needs one more entry than there are lists");
+    }
+    const auto n_lists = static_cast<size_t>(indptr_array.size()) - 1;
+    check_indptr(std::string(op) + ": lists[0]", indptr, n_lists,
+                 static_cast<size_t>(ids_array.size()));
+    check_ids(std::string(op) + ": list ", indptr, ids, n_lists, n_docs);
+    return {indptr, ids, n_lists};
 }
 
 ops::RaggedScores ragged_from(const char* op, const char* name, const py::handle& scores,

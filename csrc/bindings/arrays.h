@@ -23,6 +23,14 @@ void check_same_dim(const char* op, const char* name, size_t dim, const char* ot
 ops::ExcludeView exclude_from(const char* op, const pybind11::object& exclude, size_t n_queries,
                               size_t n_docs);
 
+// Lists of rows of docs, a pair (indptr, ids), for `op`. Checks every offset and every id.
+struct Lists {
+    const int64_t* indptr;
+    const int64_t* ids;
+    size_t n_lists;
+};
+Lists lists_from(const char* op, const pybind11::object& lists, size_t n_docs);
+
 // Ragged scores; their number of queries goes to n_queries.
 ops::RaggedScores ragged_from(const char* op, const char* name, const pybind11::handle& scores,
                               const pybind11::handle& indptr, size_t& n_queries);

@@ -1,4 +1,4 @@
-// search, dedup, margins: check, allocate, release the GIL, call.
+// search, dedup, gram, margins: check, allocate, release the GIL, call.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -9,6 +9,7 @@
 #include "common/errors.h"
 #include "cpu/isa.h"
 #include "ops/dedup.h"
+#include "ops/gram.h"
 #include "ops/margins.h"
 #include "ops/search.h"
 
@@ -81,7 +82,7 @@ py::tuple search(const py::object& queries, const py::object& docs, size_t k,
 }
 
 py::tuple dedup(const py::object& docs, float threshold, const std::string& metric, bool keep_last,
-                const std::string& rule, size_t threads, size_t block_rows) {
+                const std::string& rule, size_t threads, size_t block_rows, size_t scan_depth) {
     const cpu::KernelSet kernels = cpu::current_kernels();
     ops::DedupProblem problem;
     problem.docs = rows_from("dedup", "docs", docs, kernels);
@@ -91,6 +92,7 @@ py::tuple dedup(const py::object& docs, float threshold, const std::string& metr
     problem.rule = rule_from(rule);
     problem.n_threads = threads;
     problem.block_rows = block_rows;
+    problem.scan_depth = scan_depth;
     if (problem.docs.n_rows() > UINT32_MAX) {
         throw ShapeError("dedup: docs has " + std::to_string(problem.docs.n_rows()) +
                          " rows but 2^32 - 1 is the most; split it");
@@ -102,9 +104,43 @@ py::tuple dedup(const py::object& docs, float threshold, const std::string& metr
     {
         // Safe: the argument and the result are held by this frame; only their memory is used.
         const py::gil_scoped_release release;
-        n_pairs = ops::dedup(problem, *kernels.floats, SignalCheck(), representative_out);
+        n_pairs = ops::dedup(problem, kernels, SignalCheck(), representative_out);
     }
     return py::make_tuple(representative, n_pairs);
+}
+
+py::tuple gram(const py::object& docs, const py::object& lists, const std::string& metric,
+               bool is_triangle, const std::string& dtype, size_t threads, size_t block_rows) {
+    const cpu::KernelSet kernels = cpu::current_kernels();
+    ops::GramProblem problem;
+    problem.docs = rows_from("gram", "docs", docs, kernels);
+    const Lists rows = lists_from("gram", lists, problem.docs.n_rows());
+    problem.indptr = rows.indptr;
+    problem.ids = rows.ids;
+    problem.n_lists = rows.n_lists;
+    problem.metric = metric_from(metric, "gram");
+    problem.is_triangle = is_triangle;
+    problem.n_threads = threads;
+    problem.block_rows = block_rows;
+    if (dtype != "float32" && dtype != "float16") {
+        throw ConfigError("gram: dtype is '" + dtype + "'; use 'float32' or 'float16'");
+    }
+
+    py::array_t<int64_t> indptr(static_cast<py::ssize_t>(problem.n_lists + 1));
+    int64_t* indptr_out = indptr.mutable_data();
+    ops::gram_indptr(problem, indptr_out);
+    const py::array::ShapeContainer shape{indptr_out[problem.n_lists]};
+    py::array values(py::dtype(dtype), shape);
+    void* values_out = values.mutable_data();
+    {
+        // Safe: the arguments and results are held by this frame; only their memory is used.
+        const py::gil_scoped_release release;
+        const bool is_half = dtype == "float16";
+        ops::gram(problem, *kernels.floats, indptr_out, SignalCheck(),
+                  is_half ? nullptr : static_cast<float*>(values_out),
+                  is_half ? static_cast<uint16_t*>(values_out) : nullptr);
+    }
+    return py::make_tuple(values, indptr);
 }
 
 ops::Sampling sampling_from(const std::string& name) {
@@ -180,7 +216,9 @@ void register_ops(py::module_& m) {
           py::arg("block_docs") = 0);
     m.def("dedup", &dedup, py::arg("docs"), py::arg("threshold"), py::arg("metric"),
           py::arg("keep_last"), py::arg("rule"), py::arg("threads"), py::kw_only(),
-          py::arg("block_rows") = 0);
+          py::arg("block_rows") = 0, py::arg("scan_depth") = 0);
+    m.def("gram", &gram, py::arg("docs"), py::arg("lists"), py::arg("metric"), py::arg("triangle"),
+          py::arg("dtype"), py::arg("threads"), py::kw_only(), py::arg("block_rows") = 0);
     m.def("margins", &margins, py::arg("positive_scores"), py::arg("positive_indptr"),
           py::arg("negative_scores"), py::arg("negative_indptr"), py::arg("reference"),
           py::arg("positive_groups"), py::arg("negative_groups"), py::arg("filters"),

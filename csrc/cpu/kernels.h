@@ -25,7 +25,15 @@ struct Kernels {
 
     // n float16 numbers as float32, exactly (NaN stays NaN).
     void (*widen)(const uint16_t* halves, size_t n, float* out);
+
+    // out[i * dot_tile_columns + j] = `dot` of row i of a and row j of b, which are widened to
+    // float64 and padded with zeros to `dim`, a multiple of dot_tile_depth.
+    void (*dot_tile)(const double* a, const double* b, size_t dim, double* out);
 };
+
+constexpr size_t dot_tile_rows = 2;
+constexpr size_t dot_tile_columns = 3;
+constexpr size_t dot_tile_depth = 32;
 
 constexpr size_t max_tile_queries = 16;
 constexpr size_t max_panel_docs = 32;
@@ -35,6 +43,7 @@ constexpr size_t max_panel_docs = 32;
 // a stride that is a multiple of int8_depth.
 constexpr int32_t int8_zero = 128;
 constexpr size_t int8_depth = 64;
+constexpr size_t max_int8_dim = size_t{1} << 15;  // sums of more products may leave int32
 constexpr size_t max_int8_tile_queries = 32;
 constexpr size_t max_int8_panel_docs = 32;
 
@@ -51,7 +60,7 @@ struct Int8Row {
 //             - residuals[query] norms[doc];
 // NaN anywhere makes it one.
 struct Int8Queries {
-    const int8_t* bytes;      // [stride / 4][tile_queries][4], without int8_zero
+    const int8_t* bytes;      // [depth / 4][tile_queries][4], without int8_zero
     const int32_t* offsets;   // what a score starts from
     const float* thresholds;  // each [tile_queries], as are the next two
     const float* norms;
@@ -68,9 +77,10 @@ struct Int8Block {
 
 // A panel of documents.
 struct Int8Docs {
-    const uint8_t* bytes;         // [panel_docs][stride]
+    const uint8_t* bytes;         // [panel_docs][row_stride]
+    size_t row_stride;            // bytes from a row to the next, at least the depth of a product
     const float* inverse_scales;  // each [panel_docs], as are the next two; none is NaN or negative
-    const float* residuals;       // only inverse scales must be finite
+    const float* residuals;       // inverse scales must be finite, and these not -inf
     const float* norms;
     const Int8Block* blocks;  // [panel_docs / block_docs]
 };
@@ -85,9 +95,9 @@ struct Int8Kernels {
     void (*begin)();
     void (*end)();
 
-    // scores[doc * tile_queries + query] = offsets[query] + sum of doc byte times query byte,
-    // exactly, for stride <= 2^15.
-    void (*multiply)(const Int8Queries& queries, const Int8Docs& docs, size_t stride,
+    // scores[doc * tile_queries + query] = offsets[query] + sum of doc byte times query byte over
+    // the first `depth` bytes (a multiple of int8_depth), exactly, for depth <= 2^15.
+    void (*multiply)(const Int8Queries& queries, const Int8Docs& docs, size_t depth,
                      int32_t* scores);
 
     // Whether there is a candidate among these scores. If so, bit `query` of candidates[doc] says
@@ -97,7 +107,8 @@ struct Int8Kernels {
 
     // Quantises row * factor - mean, its elements multiplied by signs (+-1) and rotated by
     // Walsh-Hadamard matrices on the diagonal: as many of size 256 as fit, then of 64, 16, 4 and
-    // 1. Each stage of a transform rounds once. `work` has room for `stride` floats.
+    // 1. Each stage of a transform rounds once. `work` has room for `stride` floats and holds the
+    // rotated row afterwards.
     Int8Row (*quantize)(const float* row, float factor, const float* mean, const float* signs,
                         size_t dim, size_t stride, float* work, uint8_t* bytes);
 };

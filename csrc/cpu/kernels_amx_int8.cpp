@@ -39,22 +39,22 @@ void end() {
 // Tiles 0 to 3 sum up 2 x 2 blocks of documents and queries, 4 and 5 hold documents as they lie in
 // memory, 6 and 7 queries, whose layout is that of a product's second operand. Eight tiles allow no
 // larger block, and no other shape has fewer loads a product than one.
-void multiply(const Int8Queries& queries, const Int8Docs& docs, size_t stride, int32_t* scores) {
+void multiply(const Int8Queries& queries, const Int8Docs& docs, size_t depth, int32_t* scores) {
     constexpr size_t query_bytes = 4 * n_queries;  // four elements of each query
     const uint8_t* docs0 = docs.bytes;
-    const uint8_t* docs1 = docs.bytes + rows * stride;
+    const uint8_t* docs1 = docs.bytes + rows * docs.row_stride;
     const int8_t* queries0 = queries.bytes;
     _tile_loadd(0, queries.offsets, 0);  // no stride: the same numbers in each row
     _tile_loadd(1, queries.offsets + lanes, 0);
     _tile_loadd(2, queries.offsets, 0);
     _tile_loadd(3, queries.offsets + lanes, 0);
-    for (const uint8_t* end_docs = docs0 + stride; docs0 != end_docs;) {
-        _tile_loadd(4, docs0, stride);
+    for (const uint8_t* end_docs = docs0 + depth; docs0 != end_docs;) {
+        _tile_loadd(4, docs0, docs.row_stride);
         _tile_loadd(6, queries0, query_bytes);
         _tile_dpbusd(0, 4, 6);
         _tile_loadd(7, queries0 + row_bytes, query_bytes);
         _tile_dpbusd(1, 4, 7);
-        _tile_loadd(5, docs1, stride);
+        _tile_loadd(5, docs1, docs.row_stride);
         _tile_dpbusd(2, 5, 6);
         _tile_dpbusd(3, 5, 7);
         docs0 += row_bytes;

@@ -54,6 +54,16 @@ inline void add_products(const float* a, const float* b, __m256d* lanes) {
     }
 }
 
+inline double sum_lanes(__m256d* lanes) {
+#pragma GCC unroll 4
+    for (size_t l = 0; l < 4; ++l) lanes[l] = _mm256_add_pd(lanes[l], lanes[l + 4]);
+    lanes[0] = _mm256_add_pd(lanes[0], lanes[2]);
+    lanes[1] = _mm256_add_pd(lanes[1], lanes[3]);
+    const __m256d four = _mm256_add_pd(lanes[0], lanes[1]);
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+
 double dot(const float* a, const float* b, size_t dim) {
     __m256d lanes[8];
 #pragma GCC unroll 8
@@ -69,13 +79,30 @@ double dot(const float* a, const float* b, size_t dim) {
         }
         add_products(last_a, last_b, lanes);
     }
-#pragma GCC unroll 4
-    for (size_t l = 0; l < 4; ++l) lanes[l] = _mm256_add_pd(lanes[l], lanes[l + 4]);
-    lanes[0] = _mm256_add_pd(lanes[0], lanes[2]);
-    lanes[1] = _mm256_add_pd(lanes[1], lanes[3]);
-    const __m256d four = _mm256_add_pd(lanes[0], lanes[1]);
-    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
-    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+    return sum_lanes(lanes);
+}
+
+double dot_wide(const double* a, const double* b, size_t dim) {
+    __m256d lanes[8];
+#pragma GCC unroll 8
+    for (size_t l = 0; l < 8; ++l) lanes[l] = _mm256_setzero_pd();
+    for (size_t k = 0; k < dim; k += 32) {
+#pragma GCC unroll 8
+        for (size_t l = 0; l < 8; ++l) {
+            lanes[l] = _mm256_fmadd_pd(_mm256_loadu_pd(a + k + 4 * l),
+                                       _mm256_loadu_pd(b + k + 4 * l), lanes[l]);
+        }
+    }
+    return sum_lanes(lanes);
+}
+
+// One pair's lanes are half of the registers: pairs in a tile would share nothing.
+void dot_tile(const double* a, const double* b, size_t dim, double* out) {
+    for (size_t i = 0; i < dot_tile_rows; ++i) {
+        for (size_t j = 0; j < dot_tile_columns; ++j) {
+            out[i * dot_tile_columns + j] = dot_wide(a + i * dim, b + j * dim, dim);
+        }
+    }
 }
 
 void widen(const uint16_t* halves, size_t n, float* out) {
@@ -91,6 +118,6 @@ void widen(const uint16_t* halves, size_t n, float* out) {
 
 }  // namespace
 
-const Kernels kernels_avx2 = {n_queries, n_docs, scan_tile, dot, widen};
+const Kernels kernels_avx2 = {n_queries, n_docs, scan_tile, dot, widen, dot_tile};
 
 }  // namespace gplfast::cpu

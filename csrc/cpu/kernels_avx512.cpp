@@ -54,6 +54,16 @@ inline void add_products(const float* a, const float* b, __m512d* lanes) {
     }
 }
 
+inline double sum_lanes(__m512d* lanes) {
+    lanes[0] = _mm512_add_pd(lanes[0], lanes[2]);
+    lanes[1] = _mm512_add_pd(lanes[1], lanes[3]);
+    const __m512d eight = _mm512_add_pd(lanes[0], lanes[1]);
+    const __m256d four =
+        _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd(eight, 1));
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+
 double dot(const float* a, const float* b, size_t dim) {
     __m512d lanes[4];
 #pragma GCC unroll 4
@@ -69,13 +79,40 @@ double dot(const float* a, const float* b, size_t dim) {
         }
         add_products(last_a, last_b, lanes);
     }
-    lanes[0] = _mm512_add_pd(lanes[0], lanes[2]);
-    lanes[1] = _mm512_add_pd(lanes[1], lanes[3]);
-    const __m512d eight = _mm512_add_pd(lanes[0], lanes[1]);
-    const __m256d four =
-        _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd(eight, 1));
-    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
-    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+    return sum_lanes(lanes);
+}
+
+// 24 accumulators: two rows of 32 lanes against three.
+void dot_tile(const double* a, const double* b, size_t dim, double* out) {
+    __m512d lanes[dot_tile_rows][dot_tile_columns][4];
+#pragma GCC unroll 4
+    for (size_t l = 0; l < 4; ++l) {
+#pragma GCC unroll 2
+        for (size_t i = 0; i < dot_tile_rows; ++i) {
+#pragma GCC unroll 3
+            for (size_t j = 0; j < dot_tile_columns; ++j) lanes[i][j][l] = _mm512_setzero_pd();
+        }
+    }
+    for (size_t k = 0; k < dim; k += 32) {
+#pragma GCC unroll 4
+        for (size_t l = 0; l < 4; ++l) {
+            const __m512d a0 = _mm512_loadu_pd(a + k + 8 * l);
+            const __m512d a1 = _mm512_loadu_pd(a + dim + k + 8 * l);
+#pragma GCC unroll 3
+            for (size_t j = 0; j < dot_tile_columns; ++j) {
+                const __m512d column = _mm512_loadu_pd(b + j * dim + k + 8 * l);
+                lanes[0][j][l] = _mm512_fmadd_pd(a0, column, lanes[0][j][l]);
+                lanes[1][j][l] = _mm512_fmadd_pd(a1, column, lanes[1][j][l]);
+            }
+        }
+    }
+#pragma GCC unroll 2
+    for (size_t i = 0; i < dot_tile_rows; ++i) {
+#pragma GCC unroll 3
+        for (size_t j = 0; j < dot_tile_columns; ++j) {
+            out[i * dot_tile_columns + j] = sum_lanes(lanes[i][j]);
+        }
+    }
 }
 
 void widen(const uint16_t* halves, size_t n, float* out) {
@@ -94,6 +131,6 @@ void widen(const uint16_t* halves, size_t n, float* out) {
 
 }  // namespace
 
-const Kernels kernels_avx512 = {n_queries, n_docs, scan_tile, dot, widen};
+const Kernels kernels_avx512 = {n_queries, n_docs, scan_tile, dot, widen, dot_tile};
 
 }  // namespace gplfast::cpu

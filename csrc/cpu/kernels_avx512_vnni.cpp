@@ -23,7 +23,7 @@ inline void add_products(__m512i& sums, __m512i unsigned_bytes, __m512i signed_b
     asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(unsigned_bytes), "v"(signed_bytes));
 }
 
-void multiply(const Int8Queries& queries, const Int8Docs& docs, size_t stride, int32_t* scores) {
+void multiply(const Int8Queries& queries, const Int8Docs& docs, size_t depth, int32_t* scores) {
     __m512i sums[n_docs][2];
     const __m512i offsets0 = _mm512_loadu_si512(queries.offsets);
     const __m512i offsets1 = _mm512_loadu_si512(queries.offsets + lanes);
@@ -32,12 +32,12 @@ void multiply(const Int8Queries& queries, const Int8Docs& docs, size_t stride, i
         sums[i][0] = offsets0;
         sums[i][1] = offsets1;
     }
-    for (size_t k = 0; k < stride; k += 4) {
+    for (size_t k = 0; k < depth; k += 4) {
         const __m512i queries0 = _mm512_loadu_si512(queries.bytes + k * n_queries);
         const __m512i queries1 = _mm512_loadu_si512(queries.bytes + k * n_queries + 64);
 #pragma GCC unroll 14
         for (size_t i = 0; i < n_docs; ++i) {
-            const __m512i doc = broadcast4(docs.bytes + i * stride + k);
+            const __m512i doc = broadcast4(docs.bytes + i * docs.row_stride + k);
             add_products(sums[i][0], doc, queries0);
             add_products(sums[i][1], doc, queries1);
         }

@@ -26,15 +26,15 @@ inline __m512i add_halves(__m512i a, __m512i b) {
     return add(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xDD));
 }
 
-void multiply(const Int8Queries& queries, const Int8Docs& docs, size_t stride, int32_t* scores) {
+void multiply(const Int8Queries& queries, const Int8Docs& docs, size_t depth, int32_t* scores) {
     __m512i sums[n_docs];
 #pragma GCC unroll 16
     for (size_t i = 0; i < n_docs; ++i) sums[i] = _mm512_setzero_si512();
-    for (size_t k = 0; k < stride; k += int8_depth) {
+    for (size_t k = 0; k < depth; k += int8_depth) {
         const __m512i query = _mm512_loadu_si512(queries.bytes + k);
 #pragma GCC unroll 16
         for (size_t i = 0; i < n_docs; ++i) {
-            const __m512i doc = _mm512_loadu_si512(docs.bytes + i * stride + k);
+            const __m512i doc = _mm512_loadu_si512(docs.bytes + i * docs.row_stride + k);
             sums[i] = _mm512_dpbusd_epi32(sums[i], doc, query);
         }
     }

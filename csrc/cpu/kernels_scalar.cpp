@@ -30,6 +30,13 @@ uint32_t scan_tile(const float* queries, const float* panel, size_t dim, const f
     return any;
 }
 
+double sum_lanes(double* lanes) {
+    for (size_t half = 16; half > 0; half /= 2) {
+        for (size_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+    }
+    return lanes[0];
+}
+
 double dot(const float* a, const float* b, size_t dim) {
     double lanes[32] = {};
     size_t i = 0;
@@ -39,10 +46,19 @@ double dot(const float* a, const float* b, size_t dim) {
         }
     }
     for (; i < dim; ++i) lanes[i % 32] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
-    for (size_t half = 16; half > 0; half /= 2) {
-        for (size_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+    return sum_lanes(lanes);
+}
+
+void dot_tile(const double* a, const double* b, size_t dim, double* out) {
+    for (size_t i = 0; i < dot_tile_rows; ++i) {
+        for (size_t j = 0; j < dot_tile_columns; ++j) {
+            double lanes[32] = {};
+            for (size_t k = 0; k < dim; k += 32) {
+                for (size_t l = 0; l < 32; ++l) lanes[l] += a[i * dim + k + l] * b[j * dim + k + l];
+            }
+            out[i * dot_tile_columns + j] = sum_lanes(lanes);
+        }
     }
-    return lanes[0];
 }
 
 void widen(const uint16_t* halves, size_t n, float* out) {
@@ -65,6 +81,6 @@ void widen(const uint16_t* halves, size_t n, float* out) {
 
 }  // namespace
 
-const Kernels kernels_scalar = {n_queries, n_docs, scan_tile, dot, widen};
+const Kernels kernels_scalar = {n_queries, n_docs, scan_tile, dot, widen, dot_tile};
 
 }  // namespace gplfast::cpu

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
+#include <memory>
 #include <mutex>
 #include <numeric>
 #include <vector>
@@ -11,22 +11,15 @@
 #include "common/hash.h"
 #include "common/integers.h"
 #include "common/parallel.h"
-#include "ops/scan.h"
+#include "ops/pairs.h"
 
 namespace gplfast::ops {
 namespace {
 
-using Index = uint32_t;  // position among the distinct rows, in the order in which rows may stay
-
-struct Pair {
-    Index earlier;
-    Index later;
-};
-
 // Rows grouped by their bytes. Copies of a row score the same with everything, so one of each
 // group goes into the scan: a corpus with m copies of a row would cost m^2 pairs otherwise.
 struct DistinctRows {
-    std::vector<int64_t> rows;     // first row of each group, in order
+    std::vector<int64_t> rows;     // first row of each group, in the order in which rows may stay
     std::vector<uint64_t> copies;  // rows in the group
     std::vector<int64_t> first;    // for every row: the first row of its group
     uint64_t n_pairs = 0;          // within groups
@@ -147,93 +140,49 @@ class Verdict {
     std::vector<Pair> undecided_;
 };
 
-// The upper triangle, in blocks of later rows; earlier rows in parallel within each.
-class TriangleScan {
-  public:
-    TriangleScan(const DedupProblem& problem, const cpu::Kernels& kernels,
-                 const DistinctRows& distinct, Verdict& verdict)
-        : problem_(problem),
-          kernels_(kernels),
-          distinct_(distinct),
-          verdict_(verdict),
-          bound_(problem.docs.dim()),
-          threshold_(bound_.threshold(problem.threshold)) {}
-
-    uint64_t run(const std::function<void()>& poll) {
-        const size_t n = distinct_.rows.size();
-        const size_t block_rows = problem_.block_rows ? problem_.block_rows : 2048;
-        const size_t chunk_rows = problem_.block_rows
-                                      ? problem_.block_rows
-                                      : block_docs_for(problem_.docs.dim(), kernels_);
-        for (size_t begin = 0; begin < n; begin += block_rows) {
-            const size_t end = std::min(n, begin + block_rows);
-            later_.pack({problem_.docs, distinct_.rows.data(), begin, end - begin},
-                        kernels_.tile_queries, problem_.metric, kernels_);
-            slopes_ = slopes_of(later_, bound_);
-            thresholds_.assign(slopes_.size(), std::numeric_limits<float>::infinity());
-            std::fill_n(thresholds_.begin(), later_.count, threshold_);
-            StopFlag stop;
-            const auto scan_chunk = [&](size_t task) {
-                const size_t first = task * chunk_rows;
-                scan_pairs(begin, first, std::min(chunk_rows, end - first));
-            };
-            parallel_for(ceil_div(end, chunk_rows), problem_.n_threads, scan_chunk, poll, stop);
-            verdict_.end_block();
-        }
-        return n_pairs_;
+// Scans the upper triangle in blocks of later rows, earlier rows in parallel within each. Returns
+// the number of similar pairs.
+uint64_t scan_triangle(const DedupProblem& problem, const DistinctRows& distinct,
+                       PairScanner& scanner, Verdict& verdict, const std::function<void()>& poll) {
+    const size_t n = distinct.rows.size();
+    const size_t block_rows = problem.block_rows ? problem.block_rows : 2048;
+    const size_t run_rows = problem.block_rows ? problem.block_rows : scanner.run_rows();
+    uint64_t n_pairs = 0;
+    std::mutex mutex;
+    for (size_t begin = 0; begin < n; begin += block_rows) {
+        const size_t end = std::min(n, begin + block_rows);
+        scanner.set_later(begin, end);
+        StopFlag stop;
+        const auto scan_run = [&](size_t task) {
+            std::vector<Pair> pairs;
+            scanner.find(task * run_rows, std::min(end, (task + 1) * run_rows), pairs);
+            const std::lock_guard lock(mutex);
+            for (const Pair& pair : pairs) {
+                verdict.add(pair, static_cast<Index>(begin));
+                n_pairs += distinct.copies[pair.earlier] * distinct.copies[pair.later];
+            }
+        };
+        parallel_for(ceil_div(end, run_rows), problem.n_threads, scan_run, poll, stop);
+        verdict.end_block();
     }
-
-  private:
-    void scan_pairs(size_t later_begin, size_t earlier_begin, size_t n_earlier) {
-        PackedRows earlier;
-        earlier.pack({problem_.docs, distinct_.rows.data(), earlier_begin, n_earlier},
-                     kernels_.panel_docs, problem_.metric, kernels_);
-        std::vector<Pair> pairs;
-        std::vector<float> work_a(problem_.docs.dim());
-        std::vector<float> work_b(problem_.docs.dim());
-        scan(kernels_, later_, slopes_, earlier, thresholds_.data(), [&](size_t i, size_t j) {
-            const auto later = static_cast<Index>(later_begin + i);
-            const auto first = static_cast<Index>(earlier_begin + j);
-            if (first >= later) return;
-            const double dot = kernels_.dot(row(first, work_a.data()), row(later, work_b.data()),
-                                            problem_.docs.dim());
-            const float score =
-                canonical_score(dot, earlier.norms[j], later_.norms[i], problem_.metric);
-            if (score >= problem_.threshold) pairs.push_back({first, later});
-        });
-        const std::lock_guard lock(mutex_);
-        for (const Pair& pair : pairs) {
-            verdict_.add(pair, static_cast<Index>(later_begin));
-            n_pairs_ += distinct_.copies[pair.earlier] * distinct_.copies[pair.later];
-        }
-    }
-
-    const float* row(Index i, float* work) const {
-        return problem_.docs.row(static_cast<size_t>(distinct_.rows[i]), work);
-    }
-
-    const DedupProblem& problem_;
-    const cpu::Kernels& kernels_;
-    const DistinctRows& distinct_;
-    Verdict& verdict_;
-    const ScanBound bound_;
-    const float threshold_;
-    PackedRows later_;
-    std::vector<float> slopes_;
-    std::vector<float> thresholds_;
-    std::mutex mutex_;
-    uint64_t n_pairs_ = 0;
-};
+    return n_pairs;
+}
 
 }  // namespace
 
-uint64_t dedup(const DedupProblem& problem, const cpu::Kernels& kernels,
+uint64_t dedup(const DedupProblem& problem, const cpu::KernelSet& kernels,
                const std::function<void()>& poll, int64_t* representative) {
     const size_t n = problem.docs.n_rows();
     if (n == 0) return 0;
-    const DistinctRows distinct = find_distinct(problem, kernels, poll);
+    const DistinctRows distinct = find_distinct(problem, *kernels.floats, poll);
     Verdict verdict(problem.rule, distinct.rows.size());
-    const uint64_t n_pairs = TriangleScan(problem, kernels, distinct, verdict).run(poll);
+    std::unique_ptr<PairScanner> scanner;
+    if (kernels.int8 && problem.docs.dim() <= cpu::max_int8_dim) {
+        scanner = int8_pairs(problem, distinct.rows, *kernels.floats, *kernels.int8,
+                             kernels.is_forced, poll);
+    }
+    if (!scanner) scanner = float_pairs(problem, distinct.rows, *kernels.floats);
+    const uint64_t n_pairs = scan_triangle(problem, distinct, *scanner, verdict, poll);
     const std::vector<Index> leaders = verdict.leaders();
     for (size_t i = 0; i < leaders.size(); ++i) {
         representative[distinct.rows[i]] = distinct.rows[leaders[i]];

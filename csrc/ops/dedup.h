@@ -7,7 +7,7 @@
 
 #include "common/canonical.h"
 #include "common/row_source.h"
-#include "cpu/kernels.h"
+#include "cpu/isa.h"
 
 namespace gplfast::ops {
 
@@ -24,13 +24,15 @@ struct DedupProblem {
     DuplicateRule rule = DuplicateRule::components;
     bool keep_last = false;  // "earlier" means a higher row number
     size_t n_threads = 1;
-    size_t block_rows = 0;  // 0: chosen here. Never changes the answer.
+    // 0: chosen here. Neither changes the answer.
+    size_t block_rows = 0;
+    size_t scan_depth = 0;  // of bytes that an integer scan looks at first
 };
 
 // Writes representative (n_rows,), the row that stays for each row (itself when it stays), and
-// returns the number of similar pairs. Memory: O(n_rows) and tiles; pairs are not stored, but for
-// the block on the diagonal under the greedy rule.
-uint64_t dedup(const DedupProblem& problem, const cpu::Kernels& kernels,
+// returns the number of similar pairs. Memory: O(n_rows) and tiles, and a byte an element for an
+// integer scan; pairs are not stored, but for the block on the diagonal under the greedy rule.
+uint64_t dedup(const DedupProblem& problem, const cpu::KernelSet& kernels,
                const std::function<void()>& poll, int64_t* representative);
 
 }  // namespace gplfast::ops

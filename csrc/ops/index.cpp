@@ -8,7 +8,7 @@ void Index::add(const RowSource& rows, const cpu::KernelSet& set, size_t n_threa
                 const std::function<void()>& poll) {
     if (rows.n_rows() == 0) return;
     const bool is_first = rows_.n_rows() == 0;
-    if (set.int8 && rows.dim() <= max_int8_dim && (is_first || is_packed())) {
+    if (set.int8 && rows.dim() <= cpu::max_int8_dim && (is_first || is_packed())) {
         if (!packed_) {
             packed_ = std::make_unique<PackedDocs>(sampled_mean(rows, metric_, *set.floats),
                                                    metric_, chunk_docs_);

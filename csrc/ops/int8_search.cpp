@@ -10,6 +10,7 @@
 #include "common/parallel.h"
 #include "ops/candidates.h"
 #include "ops/exclusions.h"
+#include "ops/int8_panels.h"
 #include "ops/packed_docs.h"
 #include "ops/quantized.h"
 #include "ops/row_norm.h"
@@ -204,16 +205,13 @@ class Block {
 
     // Views of the panels, with the extremes of their blocks.
     void set_panels(const Stretch& stretch, size_t begin, size_t end) {
-        const size_t n_blocks = int8_.block_docs ? int8_.panel_docs / int8_.block_docs : 0;
+        const size_t n_blocks = n_blocks_of(int8_);
         blocks_.resize((end - begin) * n_blocks);
         panels_.clear();
         for (size_t p = begin; p < end; ++p) {
-            const size_t first = stretch.begin + p * int8_.panel_docs;
             cpu::Int8Block* blocks = blocks_.data() + (p - begin) * n_blocks;
-            for (size_t b = 0; b < n_blocks; ++b) {
-                blocks[b] = stretch.docs.extremes(first + b * int8_.block_docs, int8_.block_docs);
-            }
-            panels_.push_back(stretch.docs.panel(first, blocks));
+            panels_.push_back(stretch.docs.panel(stretch.begin + p * int8_.panel_docs, blocks));
+            set_extremes(panels_.back(), int8_, blocks);
         }
     }
 
@@ -271,22 +269,6 @@ class Block {
     std::unique_ptr<Candidate[]> items_;
     std::vector<Candidates> found_;
     std::vector<double> norms_;
-};
-
-// What a thread needs around its calls of Int8Kernels::multiply.
-class KernelState {
-  public:
-    explicit KernelState(const cpu::Int8Kernels& int8) : int8_(int8) {
-        if (int8_.begin) int8_.begin();
-    }
-    ~KernelState() {
-        if (int8_.end) int8_.end();
-    }
-    KernelState(const KernelState&) = delete;
-    KernelState& operator=(const KernelState&) = delete;
-
-  private:
-    const cpu::Int8Kernels& int8_;
 };
 
 void search_group(const SearchProblem& problem, const cpu::Kernels& kernels,

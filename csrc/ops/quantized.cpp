@@ -74,7 +74,7 @@ Quantizer::Row Quantizer::quantize(const float* row, const float* mean, float* w
     const double norm = std::sqrt(kernels_.dot(row, row, dim()));
     if (std::isnan(norm) || (metric_ == Metric::cosine && std::isinf(norm))) {
         std::fill_n(bytes, stride_, static_cast<uint8_t>(cpu::int8_zero));
-        return {nan, 0.0, 0.0, false, 0};
+        return {nan, 0.0, 0.0, 0.0, false, 0};
     }
     const double factor = factor_for(norm, metric_);
     const cpu::Int8Row found = int8_.quantize(row, static_cast<float>(factor), mean, signs_.data(),
@@ -84,20 +84,25 @@ Quantizer::Row Quantizer::quantize(const float* row, const float* mean, float* w
     // A factor of float32's subnormal numbers has lost its digits, one above its range all of them.
     const bool is_regular =
         in_range && norm < 1e17 && (factor == 0.0 || (factor > 1e-30 && factor < 1e30));
-    if (!is_regular) return {1.0f, 0.0, 0.0, false, found.sum};
+    if (!is_regular) return {1.0f, 0.0, 0.0, 0.0, false, found.sum};
     const bool is_cosine = metric_ == Metric::cosine;
     // float32 sums of up to 2^15 squares, each rounded: far below one in 2^8.
     const double length = std::sqrt(static_cast<double>(found.square_norm)) * (1.0 + 0x1p-8);
     const double error = std::sqrt(static_cast<double>(found.square_residual)) * (1.0 + 0x1p-8);
-    const double residual =
-        error + 0x1p-19 * length + (is_cosine ? 0x1p-21 : 0.0) + 0x1p-36 * norm * factor + 0x1p-140;
-    return {found.scale, length, residual * bound_scale_for_testing(), true, found.sum};
+    const double rounding =
+        0x1p-19 * length + (is_cosine ? 0x1p-21 : 0.0) + 0x1p-36 * norm * factor + 0x1p-140;
+    const double residual = (error + rounding) * bound_scale_for_testing();
+    return {found.scale, length, residual, rounding, true, found.sum};
 }
 
 double Quantizer::dot_mean(const float* query) const {
     const double norm =
         metric_ == Metric::cosine ? std::sqrt(kernels_.dot(query, query, dim())) : 1.0;
     return kernels_.dot(query, mean_.data(), dim()) * factor_for(norm, metric_);
+}
+
+double Quantizer::mean_norm() const {
+    return std::sqrt(kernels_.dot(mean_.data(), mean_.data(), dim()));
 }
 
 void QuantizedDocs::clear_from(size_t first) {
@@ -137,18 +142,6 @@ void QuantizedDocs::set(size_t begin, size_t end, const RowSource& rows, int64_t
         place[3 * capacity_] = row.is_regular ? rounded_up(row.norm / row.scale) : infinity;
         numbers_[begin + i] = static_cast<uint32_t>(begin) + order[i];
     }
-}
-
-cpu::Int8Block QuantizedDocs::extremes(size_t first, size_t count) const {
-    cpu::Int8Block block{infinity, 0.0f, 0.0f, 0.0f};
-    const cpu::Int8Docs docs = panel(first, nullptr);
-    for (size_t i = 0; i < count; ++i) {
-        block.min_inverse_scale = std::min(block.min_inverse_scale, docs.inverse_scales[i]);
-        block.max_inverse_scale = std::max(block.max_inverse_scale, docs.inverse_scales[i]);
-        block.max_residual = std::max(block.max_residual, docs.residuals[i]);
-        block.max_norm = std::max(block.max_norm, docs.norms[i]);
-    }
-    return block;
 }
 
 void QuantizedDocs::copy_to(QuantizedDocs& other, size_t count) const {

@@ -29,8 +29,6 @@ namespace gplfast::ops {
 // the mean, bounds hold, and they are the tighter the nearer it is.
 std::vector<float> sampled_mean(const RowSource& docs, Metric metric, const cpu::Kernels& kernels);
 
-constexpr size_t max_int8_dim = size_t{1} << 15;  // sums of more products may leave int32
-
 // What rows of a search are quantised with: the documents' mean and the rotation's signs.
 class Quantizer {
   public:
@@ -41,6 +39,7 @@ class Quantizer {
         float scale;      // of the bytes; NaN: scores with nothing
         double norm;      // |x'| after scaling to unit length for cosine, rounded up
         double residual;  // r_x, rounded up
+        double rounding;  // what of r_x is not measured
         bool is_regular;
         int32_t sum;
     };
@@ -50,6 +49,7 @@ class Quantizer {
 
     // query . mean, of the query scaled to unit length for cosine.
     double dot_mean(const float* query) const;
+    double mean_norm() const;
 
     const std::vector<float>& mean() const { return mean_; }
     size_t dim() const { return mean_.size(); }
@@ -111,12 +111,10 @@ class QuantizedDocs {
     float norm(size_t i) const { return values_[3 * capacity_ + i]; }
     bool is_regular(size_t i) const { return values_[capacity_ + i] != 0.0f; }
     cpu::Int8Docs panel(size_t first, const cpu::Int8Block* blocks) const {
-        return {bytes_ + first * stride_, values_ + capacity_ + first,
-                values_ + 2 * capacity_ + first, values_ + 3 * capacity_ + first, blocks};
+        return {bytes_ + first * stride_,        stride_,
+                values_ + capacity_ + first,     values_ + 2 * capacity_ + first,
+                values_ + 3 * capacity_ + first, blocks};
     }
-
-    // What the documents of a block have at least and at most.
-    cpu::Int8Block extremes(size_t first, size_t count) const;
 
     // Copies the first `count` documents, which are whole pieces or all there are.
     void copy_to(QuantizedDocs& other, size_t count) const;

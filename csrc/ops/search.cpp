@@ -32,7 +32,7 @@ void search(const SearchProblem& problem, const cpu::KernelSet& set,
         }
         return;
     }
-    const bool has_int8 = set.int8 && problem.docs.dim() <= max_int8_dim;
+    const bool has_int8 = set.int8 && problem.docs.dim() <= cpu::max_int8_dim;
     if (has_int8 && problem.packed) {  // a quarter of the bytes: the best for one query too
         const bool is_narrow = set.int8->narrow && n_queries <= max_narrow_queries;
         const cpu::Int8Kernels& int8 = is_narrow ? *set.int8->narrow : *set.int8;

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from gplfast.ops.exact_search import Hits, Metric, merge_hits, search
 from gplfast.ops.extension import _core, available_threads, info
+from gplfast.ops.gram_lists import Gram, gram
 from gplfast.ops.index import Index
 from gplfast.ops.margin_lists import Margins, margins
 from gplfast.ops.near_duplicates import Dedup, dedup
 
 __all__ = [
     "Dedup",
+    "Gram",
     "Hits",
     "Index",
     "Margins",
@@ -27,6 +29,7 @@ __all__ = [
     "_core",
     "available_threads",
     "dedup",
+    "gram",
     "info",
     "margins",
     "merge_hits",

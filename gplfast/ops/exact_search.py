@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32] | NDArray[np.float16]
-    Exclude = Sequence[NDArray[np.int64]] | tuple[NDArray[np.int64], NDArray[np.int64]]
+    Lists = Sequence[NDArray[np.int64]] | tuple[NDArray[np.int64], NDArray[np.int64]]
 
 Metric = Literal["ip", "cosine"]
 
@@ -34,7 +34,7 @@ def search(
     k: int,
     *,
     metric: Metric = "ip",
-    exclude: Exclude | None = None,
+    exclude: Lists | None = None,
     threads: int | None = None,
 ) -> Hits:
     """Find the exact k best documents of each query by inner product or cosine.
@@ -106,21 +106,29 @@ def merge_hits(parts: Sequence[Hits], k: int) -> Hits:
 
 
 def exclude_pair(exclude: object, op: str) -> tuple[object, object] | None:
-    """One array per query becomes (indptr, ids); a tuple is taken as that pair. The extension checks the contents."""
-    if exclude is None:
-        return None
-    if isinstance(exclude, tuple):
-        if len(exclude) != 2:
-            message = f"{op}: exclude is a tuple of {len(exclude)} but (indptr, ids) has 2; give a list otherwise"
+    """What the extension takes for `exclude`."""
+    return None if exclude is None else pair_of(exclude, f"{op}: exclude", f"{op}: exclude of query")
+
+
+def pair_of(lists: object, name: str, name_of_one: str) -> tuple[object, object]:
+    """One array per list becomes (indptr, ids); a tuple is taken as that pair. The extension checks the contents.
+
+    Raises:
+        ShapeError: A tuple that is no pair.
+        DTypeError: No sequence, or one of something else than 1-D int64 arrays; the message begins with the names.
+    """
+    if isinstance(lists, tuple):
+        if len(lists) != 2:
+            message = f"{name} is a tuple of {len(lists)} but (indptr, ids) has 2; give a list otherwise"
             raise ShapeError(message)
-        return exclude
-    if not isinstance(exclude, Sequence):
-        message = f"{op}: exclude is a {type(exclude).__name__} but a list of int64 arrays or (indptr, ids) is needed"
+        return lists
+    if not isinstance(lists, Sequence):
+        message = f"{name} is a {type(lists).__name__} but a list of int64 arrays or (indptr, ids) is needed"
         raise DTypeError(message)
-    for query, ids in enumerate(exclude):
+    for place, ids in enumerate(lists):
         if not isinstance(ids, np.ndarray) or ids.dtype != np.int64 or ids.ndim != 1:
-            message = f"{op}: exclude of query {query} is not a 1-D int64 array; call np.array(ids, np.int64)"
+            message = f"{name_of_one} {place} is not a 1-D int64 array; call np.array(ids, np.int64)"
             raise DTypeError(message)
-    indptr = np.zeros(len(exclude) + 1, np.int64)
-    np.cumsum([len(ids) for ids in exclude], out=indptr[1:])
-    return indptr, np.concatenate([np.empty(0, np.int64), *exclude])
+    indptr = np.zeros(len(lists) + 1, np.int64)
+    np.cumsum([len(ids) for ids in lists], out=indptr[1:])
+    return indptr, np.concatenate([np.empty(0, np.int64), *lists])

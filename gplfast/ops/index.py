@@ -18,7 +18,7 @@ from gplfast.store.atomic import read_json, sync, write_json
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gplfast.ops.exact_search import Exclude, Floats, Metric
+    from gplfast.ops.exact_search import Floats, Lists, Metric
 
 _RECORD = "index.json"
 _ROWS = "rows.npy"
@@ -101,7 +101,7 @@ class Index:
         queries: Floats,
         k: int,
         *,
-        exclude: Exclude | None = None,
+        exclude: Lists | None = None,
         rows: tuple[int, int] | None = None,
         threads: int | None = None,
     ) -> Hits:

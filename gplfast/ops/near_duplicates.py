@@ -40,7 +40,8 @@ def dedup(
 
     Two rows are similar when their canonical score, a float32, is at least float32(threshold). All pairs are
     compared exactly; none is missed and none flips by rounding. Rows that are the same bytes are grouped first.
-    Memory is O(n_docs) and tiles; pairs are not stored.
+    Memory is O(n_docs) and tiles, and a byte an element where the instruction set has an integer scan; pairs are not
+    stored.
 
     Args:
         docs: (n_docs, dim) float32 or float16, C-contiguous. May be a memory map. A row with NaN is similar to nothing.
