@@ -8,6 +8,7 @@
 #include <numeric>
 #include <vector>
 
+#include "common/float_environment.h"
 #include "common/hash.h"
 #include "common/integers.h"
 #include "common/parallel.h"
@@ -174,6 +175,7 @@ uint64_t dedup(const DedupProblem& problem, const cpu::KernelSet& kernels,
                const std::function<void()>& poll, int64_t* representative) {
     const size_t n = problem.docs.n_rows();
     if (n == 0) return 0;
+    const FloatEnvironment environment;  // rows are packed and bounds are made on this thread too
     const DistinctRows distinct = find_distinct(problem, *kernels.floats, poll);
     Verdict verdict(problem.rule, distinct.rows.size());
     std::unique_ptr<PairScanner> scanner;
