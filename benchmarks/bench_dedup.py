@@ -4,7 +4,7 @@ Each run is a process of its own, so that its peak memory is its own; systems ta
 first turn is checked before the others: every peer's pairs are scored again in float64, and those of torch, taken a
 little below the threshold, are the truth that the number of pairs and of rows that stay must equal exactly.
 
-    python benchmarks/bench_dedup.py --cases near:50000 narrow:50000 near:200000
+    python benchmarks/bench_dedup.py --cases near:50000:3 narrow:50000:3 near:200000:1
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results"
 MARGIN = 1e-5  # more than float32 sums of 384 products are wrong
 BLOCK_ROWS = 1024
+CASES = ["near:50000:3", "narrow:50000:3", "near:200000:1"]
 COMMUNITIES = "sentence-transformers community_detection"
 
 
@@ -192,7 +193,6 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=0.95)
     parser.add_argument("--isas", nargs="*", default=["avx512"])
     parser.add_argument("--community-rows", type=int, default=50_000, help="the most that community_detection is given")
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS / "dedup.json")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--docs", type=Path, help=argparse.SUPPRESS)
@@ -203,10 +203,10 @@ def main() -> None:
     isas = [isa for isa in args.isas if isa in _core.available_isas()]
     systems = ["gplfast", *(f"gplfast {isa}" for isa in isas), "faiss range_search", "torch fp32 blocks"]
     rows = []
-    for case, n in (text.split(":") for text in args.cases):
+    for case, n, repeats in (text.split(":") for text in args.cases):
         docs = documents(case, int(n), args.dim)
         extra = [COMMUNITIES] if len(docs) <= args.community_rows else []
-        rows.append(measure(case, docs, args.threshold, systems + extra, args.repeats))
+        rows.append(measure(case, docs, args.threshold, systems + extra, int(repeats)))
         sys.stdout.write(json.dumps(rows[-1], indent=1) + "\n")
         result = {"machine": machine.describe(), "rows": rows}
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
