@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 PACKAGES = (
@@ -18,6 +20,8 @@ PACKAGES = (
     "bm25s",
     "ir-measures",
     "faiss-cpu",
+    "usearch",
+    "numba",
 )
 
 
@@ -52,3 +56,26 @@ def describe() -> dict[str, object]:
         "commit": git("rev-parse", "HEAD"),
         "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
     }
+
+
+def bench(operation: str, *runs: list[str]) -> None:
+    """`gplfast bench` with each list of flags, then the flags of the command line; prints the tables and writes
+    results/OPERATION.json (or --json): as the command does, with this machine, and the rows of all runs."""
+    from gplfast import cli
+    from gplfast.bench import report
+    from gplfast.bench import run as bench_run
+    from gplfast.progress import Bars
+
+    results = []
+    for flags in runs:
+        arguments = cli.parser().parse_args(["bench", operation, *flags, *sys.argv[1:]])
+        report.check_files(arguments.json, arguments.plot)
+        with Bars() as bars:
+            results.append(bench_run.run(arguments, bars))
+        sys.stdout.write(report.table(results[-1]) + "\n\n")
+    # Peaks are each run's own: the shares beside them were made from those.
+    rows = [{**row, "peaks": result["peaks"]} for result in results for row in result["rows"]]
+    made = {**results[-1], "machine": describe(), "rows": rows}
+    del made["peaks"]
+    target = arguments.json or Path(__file__).parent / "results" / f"{operation}.json"
+    target.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gplfast import config as settings
+from gplfast.bench import flags
 from gplfast.errors import ConfigError, GplfastError
 from gplfast.flags import add_settings, flag_of, given_settings, read_settings
 from gplfast.progress import Bars
@@ -43,6 +44,11 @@ A run that was killed goes on where it was when it is started again.""",
     "ask": 'example:\n  gplfast ask "who are the normans" --model nano:student --model W/train/gpl/model --corpus C',
     "demo": "example:\n  gplfast demo --work demo",
     "export": "example:\n  gplfast export --corpus scifact --work W --output gpl_files",
+    "bench": """examples:
+  gplfast bench search --docs 200000 --dim 384 --queries 1 16 4096
+  gplfast bench dedup --embeddings mine.npy --threshold 0.9
+  gplfast bench margins --queries 2000000 --negatives 50
+  gplfast bench search --help                             what is measured, what is compared, the columns""",
     "info": "example:\n  gplfast info",
 }
 
@@ -91,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
             name,
             allow_abbrev=False,
             usage=None
-            if name in ("ask", "info", "demo", "export")
+            if name in ("ask", "info", "demo", "export", "bench")
             else f"gplfast {name} --corpus C --work W [options]",
             help=text,
             description=text,
@@ -116,6 +122,9 @@ def parser() -> argparse.ArgumentParser:
     _add_corpus(export, work_help="work directory")
     add_settings(export, "export")
     export.add_argument("--output", type=Path, required=True, help="folder to write")
+    flags.add_commands(
+        add("bench", "Time the operations on your shapes and your machine, beside other libraries.", _bench)
+    )
     add("info", "Show versions, instruction set, threads and accelerators.", _info)
     return top
 
@@ -251,6 +260,21 @@ def _ask(arguments: argparse.Namespace) -> None:
             arguments.question, arguments.model, corpus, arguments.k, work=work, threads=config.threads, report=bars
         )
     print(side_by_side(answers))
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    import json
+
+    from gplfast.bench import report, run
+
+    report.check_files(arguments.json, arguments.plot)
+    with Bars(quiet=arguments.quiet) as bars:
+        result = run.run(arguments, bars)
+    print(report.table(result))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if arguments.plot is not None:
+        report.plot(result, arguments.plot)
 
 
 def _info(_: argparse.Namespace) -> None:

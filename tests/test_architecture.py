@@ -25,7 +25,7 @@ ORDER = [
     ("models", "mining"),  # [2]
     ("stages",),  # [3]
     ("preflight",),
-    ("ask", "interop", "report"),  # [4]
+    ("ask", "bench", "interop", "report"),  # [4]
     ("artifacts",),
     ("systems",),
     ("pipeline",),
@@ -46,6 +46,10 @@ HEAVY = {
     "bm25s",
     "scipy",
     "datasets",
+    "faiss",
+    "numba",
+    "matplotlib",
+    "usearch",
 }
 TRAINING_ONLY = {"torch", "transformers", "sentence_transformers", "accelerate", "datasets"}
 

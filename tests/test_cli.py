@@ -55,7 +55,7 @@ def test_bad_arguments_are_one_line_and_status_2(capsys, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    "name", ["run", "generate", "mine", "label", "train", "evaluate", "ask", "demo", "export", "info"]
+    "name", ["run", "generate", "mine", "label", "train", "evaluate", "ask", "demo", "export", "info", "bench"]
 )
 def test_every_command_has_help_with_an_example(capsys, name):
     status, out, _ = run(capsys, name, "--help")

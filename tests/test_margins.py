@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import gplfast
+from gplfast.ops import _core, forced_isa
 
 REFERENCES = ["min", "mean", "max", "first"]
 
@@ -156,6 +157,35 @@ def test_filters_equal_reference(data):
     kept, dropped = reference.select(scores, lists, **settings)
     np.testing.assert_array_equal(found.kept, kept)
     assert {reason: n for reason, n in found.dropped.items() if n} == dropped
+
+
+SPECIAL = floats(
+    np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 3.4e38, -3.4e38, 0.5, np.nextafter(floats(0.5)[0], 9)
+)
+
+
+@pytest.mark.parametrize("settings", [{}, {"ranks": (2, 20)}, {"quota": 3}], ids=str)
+def test_bits_are_the_same_on_every_instruction_set(settings):
+    """Lists of every length about a vector's, scores at, next to and far from each limit."""
+    rng = np.random.default_rng(0)
+    lists = [rng.choice(np.append(SPECIAL, rng.normal(size=9).astype(np.float32)), n) for n in [*range(36), 100, 1000]]
+    positives = [rng.choice(SPECIAL[3:], 2) for _ in lists]
+    limits = {"min_score": -3e38, "max_score": 0.5, "absolute_margin": -0.5, "relative_margin": -0.5}
+    found = {}
+    for isa in _core.available_isas():
+        with forced_isa(isa), np.errstate(all="ignore"):
+            found[isa] = gplfast.margins(*ragged(positives), *ragged(lists), **limits, **settings)
+    one = found["scalar"]
+    draw = {"ranks": (0, None), "quota": None, "sampling": "top", "temperature": 1.0, "seed": 0, **settings}
+    expected, dropped = reference.select(positives, lists, **limits, **draw)
+    np.testing.assert_array_equal(one.kept, expected)
+    assert {reason: n for reason, n in one.dropped.items() if n} == dropped
+    assert set(dropped) >= {"nan", "min_score", "max_score", "absolute_margin", "relative_margin"}
+    for isa, other in found.items():
+        np.testing.assert_array_equal(other.margins, one.margins, err_msg=isa)
+        np.testing.assert_array_equal(np.signbit(other.margins), np.signbit(one.margins), err_msg=isa)
+        np.testing.assert_array_equal(other.kept, one.kept, err_msg=isa)
+        assert other.dropped == one.dropped
 
 
 def test_settings_larger_than_any_list():

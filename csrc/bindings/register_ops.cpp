@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <string>
 
 #include "bindings/arrays.h"
@@ -11,6 +12,7 @@
 #include "ops/dedup.h"
 #include "ops/gram.h"
 #include "ops/margins.h"
+#include "ops/peak.h"
 #include "ops/search.h"
 
 namespace py = pybind11;
@@ -194,6 +196,7 @@ py::tuple margins(const py::object& positive_scores, const py::object& positive_
     problem.reference = reference_from(reference);
     problem.filters = filters_from(filters);
     problem.n_threads = threads;
+    const cpu::KernelSet kernels = cpu::current_kernels();
 
     py::array_t<float> result(static_cast<py::ssize_t>(n_negatives));
     py::array_t<bool> kept(static_cast<py::ssize_t>(n_negatives));
@@ -203,9 +206,28 @@ py::tuple margins(const py::object& positive_scores, const py::object& positive_
     {
         // Safe: the arguments and results are held by this frame; only their memory is used.
         const py::gil_scoped_release release;
-        dropped = ops::margins(problem, SignalCheck(), result_out, kept_out);
+        dropped = ops::margins(problem, *kernels.floats, SignalCheck(), result_out, kept_out);
     }
     return py::make_tuple(result, kept, to_dict(dropped));
+}
+
+double measure_peak(const std::string& kind, size_t threads, double seconds, size_t n_bytes) {
+    const cpu::KernelSet kernels = cpu::current_kernels();
+    const ops::PeakProblem problem{std::max<size_t>(threads, 1), seconds};
+    if (kind == "int8" && kernels.int8 == nullptr) {
+        throw UnavailableError(std::string("measure_peak: instruction set ") +
+                               cpu::isa_name(cpu::current_isa()) + " has no int8 multiply-adds");
+    }
+    if (kind == "read") {
+        py::array_t<uint64_t> words(static_cast<py::ssize_t>(n_bytes / sizeof(uint64_t)));
+        uint64_t* data = words.mutable_data();
+        const py::gil_scoped_release release;
+        return ops::read_peak(data, n_bytes / sizeof(uint64_t), problem, SignalCheck());
+    }
+    const py::gil_scoped_release release;
+    if (kind == "int8") return ops::int8_peak(kernels, problem, SignalCheck());
+    if (kind == "float32") return ops::float32_peak(kernels, problem, SignalCheck());
+    throw ConfigError("measure_peak: kind is '" + kind + "'; use 'float32', 'int8' or 'read'");
 }
 
 }  // namespace
@@ -223,6 +245,8 @@ void register_ops(py::module_& m) {
           py::arg("negative_scores"), py::arg("negative_indptr"), py::arg("reference"),
           py::arg("positive_groups"), py::arg("negative_groups"), py::arg("filters"),
           py::arg("threads"));
+    m.def("measure_peak", &measure_peak, py::arg("kind"), py::arg("threads"), py::arg("seconds"),
+          py::kw_only(), py::arg("n_bytes") = size_t{1} << 30);
 }
 
 }  // namespace gplfast::bindings

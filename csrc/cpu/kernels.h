@@ -7,6 +7,16 @@
 
 namespace gplfast::cpu {
 
+// What a negative's score must pass, in this order; comparisons with NaN are false, so NaN is off.
+struct MarginLimits {
+    double reference;        // dropped where reference - score is NaN
+    double min_score;        // ... score < min_score
+    double max_score;        // ... score > max_score
+    double absolute_margin;  // ... score + absolute_margin > reference
+    double highest;          // ... score > highest
+};
+constexpr size_t n_margin_limits = 5;
+
 struct Kernels {
     size_t tile_queries;  // queries that scan_tile scores at once; at most max_tile_queries
     size_t panel_docs;    // documents per panel; at most 32, one bit each
@@ -29,6 +39,17 @@ struct Kernels {
     // out[i * dot_tile_columns + j] = `dot` of row i of a and row j of b, which are widened to
     // float64 and padded with zeros to `dim`, a multiple of dot_tile_depth.
     void (*dot_tile)(const double* a, const double* b, size_t dim, double* out);
+
+    // Float32 multiply-adds on registers alone, in as many chains as the units take: the peak that
+    // `gplfast bench` measures shares of. `value` is the factor, and receives a result. Returns
+    // the number of multiply-adds.
+    uint64_t (*multiply_add)(uint64_t n_rounds, float* value);
+
+    // margins[j] = reference - scores[j], subtracted in float64 and rounded once to float32;
+    // kept[j] is 1 where all limits are passed, else 0. left[i] grows by how many pass limits 0
+    // to i.
+    void (*margins)(const float* scores, size_t n, const MarginLimits& limits, float* margins,
+                    uint8_t* kept, uint64_t* left);
 };
 
 constexpr size_t dot_tile_rows = 2;
@@ -111,6 +132,10 @@ struct Int8Kernels {
     // rotated row afterwards.
     Int8Row (*quantize)(const float* row, float factor, const float* mean, const float* signs,
                         size_t dim, size_t stride, float* work, uint8_t* bytes);
+
+    // As Kernels::multiply_add, for the products of bytes that multiply is made of, between begin
+    // and end. Null in a table for few queries.
+    uint64_t (*multiply_add)(uint64_t n_rounds, int32_t* value);
 };
 
 extern const Kernels kernels_scalar;

@@ -68,10 +68,31 @@ void multiply(const Int8Queries& queries, const Int8Docs& docs, size_t depth, in
     _tile_stored(3, scores + rows * n_queries + lanes, score_bytes);
 }
 
+uint64_t multiply_add(uint64_t n_rounds, int32_t* value) {
+    alignas(64) int8_t ones[rows * row_bytes];
+    for (auto& one : ones) one = static_cast<int8_t>(*value);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_loadd(4, ones, row_bytes);
+    _tile_loadd(6, ones, row_bytes);
+    for (uint64_t round = 0; round < n_rounds; ++round) {
+        _tile_dpbusd(0, 4, 6);
+        _tile_dpbusd(1, 4, 6);
+        _tile_dpbusd(2, 4, 6);
+        _tile_dpbusd(3, 4, 6);
+    }
+    alignas(64) int32_t sums[rows * lanes];
+    _tile_stored(0, sums, row_bytes);
+    *value ^= sums[0];
+    return n_rounds * 4 * rows * lanes * row_bytes;
+}
+
 }  // namespace
 
 const Int8Kernels kernels_amx_int8 = {
-    &kernels_avx512_vnni_narrow,   n_queries, n_docs, rows, begin, end, multiply,
-    find_candidates<n_docs, rows>, quantize};
+    &kernels_avx512_vnni_narrow,   n_queries, n_docs,      rows, begin, end, multiply,
+    find_candidates<n_docs, rows>, quantize,  multiply_add};
 
 }  // namespace gplfast::cpu

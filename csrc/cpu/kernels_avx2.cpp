@@ -116,8 +116,85 @@ void widen(const uint16_t* halves, size_t n, float* out) {
     }
 }
 
+uint64_t multiply_add(uint64_t n_rounds, float* value) {
+    constexpr size_t n_sums = 12;  // latency 4 or 5, two a cycle
+    const __m256 factor = _mm256_set1_ps(*value);
+    __m256 sums[n_sums];
+#pragma GCC unroll 12
+    for (size_t i = 0; i < n_sums; ++i) {
+        sums[i] =
+            _mm256_set1_ps(static_cast<float>(i));  // all different: equal ones would be merged
+    }
+    for (uint64_t round = 0; round < n_rounds; ++round) {
+#pragma GCC unroll 12
+        for (size_t i = 0; i < n_sums; ++i) sums[i] = _mm256_fmadd_ps(sums[i], factor, factor);
+    }
+#pragma GCC unroll 12
+    for (size_t i = 0; i < n_sums; ++i) *value += _mm256_cvtss_f32(sums[i]);
+    return n_rounds * n_sums * 8;
+}
+
+struct WideLimits {
+    __m256d reference, min_score, max_score, absolute_margin, highest;
+};
+
+// Four entries: bits[i] is which pass limit i alone.
+inline __m128 margins4(__m128 scores, const WideLimits& limits, uint32_t* bits) {
+    const __m256d score = _mm256_cvtps_pd(scores);
+    const __m256d margin = _mm256_sub_pd(limits.reference, score);
+    const auto test = [](__m256d passes) {
+        return static_cast<uint32_t>(_mm256_movemask_pd(passes));
+    };
+    bits[0] = test(_mm256_cmp_pd(margin, margin, _CMP_ORD_Q));
+    bits[1] = test(_mm256_cmp_pd(score, limits.min_score, _CMP_NLT_UQ));
+    bits[2] = test(_mm256_cmp_pd(score, limits.max_score, _CMP_NGT_UQ));
+    bits[3] = test(
+        _mm256_cmp_pd(_mm256_add_pd(score, limits.absolute_margin), limits.reference, _CMP_NGT_UQ));
+    bits[4] = test(_mm256_cmp_pd(score, limits.highest, _CMP_NGT_UQ));
+    return _mm256_cvtpd_ps(margin);
+}
+
+// Eight entries, of which those in the bits of `there` count.
+inline void margins8(const float* scores, uint32_t there, const WideLimits& limits, float* results,
+                     uint8_t* kept, uint64_t* left) {
+    uint32_t low[n_margin_limits];
+    uint32_t high[n_margin_limits];
+    _mm_storeu_ps(results, margins4(_mm_loadu_ps(scores), limits, low));
+    _mm_storeu_ps(results + 4, margins4(_mm_loadu_ps(scores + 4), limits, high));
+#pragma GCC unroll 5
+    for (size_t i = 0; i < n_margin_limits; ++i) {
+        there &= low[i] | high[i] << 4;
+        left[i] += static_cast<uint64_t>(__builtin_popcount(there));
+    }
+    const __m128i places = _mm_setr_epi8(1, 2, 4, 8, 16, 32, 64, -128, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m128i spread = _mm_and_si128(_mm_set1_epi8(static_cast<char>(there)), places);
+    const __m128i ones = _mm_and_si128(_mm_cmpeq_epi8(spread, places), _mm_set1_epi8(1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(kept), ones);
+}
+
+void margins(const float* scores, size_t n, const MarginLimits& limits, float* results,
+             uint8_t* kept, uint64_t* left) {
+    const WideLimits wide = {_mm256_set1_pd(limits.reference), _mm256_set1_pd(limits.min_score),
+                             _mm256_set1_pd(limits.max_score),
+                             _mm256_set1_pd(limits.absolute_margin),
+                             _mm256_set1_pd(limits.highest)};
+    size_t j = 0;
+    for (; j + 8 <= n; j += 8) margins8(scores + j, 0xFF, wide, results + j, kept + j, left);
+    if (j == n) return;
+    float last_scores[8] = {};
+    float last_results[8];
+    uint8_t last_kept[8];
+    for (size_t i = 0; j + i < n; ++i) last_scores[i] = scores[j + i];
+    margins8(last_scores, (1u << (n - j)) - 1, wide, last_results, last_kept, left);
+    for (size_t i = 0; j + i < n; ++i) {
+        results[j + i] = last_results[i];
+        kept[j + i] = last_kept[i];
+    }
+}
+
 }  // namespace
 
-const Kernels kernels_avx2 = {n_queries, n_docs, scan_tile, dot, widen, dot_tile};
+const Kernels kernels_avx2 = {n_queries, n_docs,   scan_tile,    dot,
+                              widen,     dot_tile, multiply_add, margins};
 
 }  // namespace gplfast::cpu

@@ -129,8 +129,95 @@ void widen(const uint16_t* halves, size_t n, float* out) {
     }
 }
 
+uint64_t multiply_add(uint64_t n_rounds, float* value) {
+    constexpr size_t n_sums = 16;  // latency 4, two a cycle
+    const __m512 factor = _mm512_set1_ps(*value);
+    __m512 sums[n_sums];
+#pragma GCC unroll 16
+    for (size_t i = 0; i < n_sums; ++i) {
+        sums[i] =
+            _mm512_set1_ps(static_cast<float>(i));  // all different: equal ones would be merged
+    }
+    for (uint64_t round = 0; round < n_rounds; ++round) {
+#pragma GCC unroll 16
+        for (size_t i = 0; i < n_sums; ++i) sums[i] = _mm512_fmadd_ps(sums[i], factor, factor);
+    }
+#pragma GCC unroll 16
+    for (size_t i = 0; i < n_sums; ++i) *value += _mm512_cvtss_f32(sums[i]);
+    return n_rounds * n_sums * 16;
+}
+
+struct WideLimits {
+    __m512d reference, min_score, max_score, absolute_margin, highest;
+};
+
+// Eight entries: bits[i] is which pass limit i alone.
+inline __m256 margins8(__m256 scores, const WideLimits& limits, uint32_t* bits) {
+    const __m512d score = _mm512_cvtps_pd(scores);
+    const __m512d margin = _mm512_sub_pd(limits.reference, score);
+    const __m512d near = _mm512_add_pd(score, limits.absolute_margin);
+    bits[0] = _mm512_cmp_pd_mask(margin, margin, _CMP_ORD_Q);
+    bits[1] = _mm512_cmp_pd_mask(score, limits.min_score, _CMP_NLT_UQ);
+    bits[2] = _mm512_cmp_pd_mask(score, limits.max_score, _CMP_NGT_UQ);
+    bits[3] = _mm512_cmp_pd_mask(near, limits.reference, _CMP_NGT_UQ);
+    bits[4] = _mm512_cmp_pd_mask(score, limits.highest, _CMP_NGT_UQ);
+    return _mm512_cvtpd_ps(margin);
+}
+
+// 16 entries: their margins, and which pass all limits. Those in the bits of `counted` count.
+inline uint32_t margins16(__m512 scores, uint32_t counted, const WideLimits& limits,
+                          __m512& results, uint64_t* left) {
+    const __m512d both = _mm512_castps_pd(scores);
+    uint32_t low[n_margin_limits];
+    uint32_t high[n_margin_limits];
+    const __m256 first = margins8(_mm512_castps512_ps256(scores), limits, low);
+    const __m256 second = margins8(_mm256_castpd_ps(_mm512_extractf64x4_pd(both, 1)), limits, high);
+    results = _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_castps_pd(first)),
+                                                  _mm256_castps_pd(second), 1));
+    uint32_t stays = 0xFFFF;
+#pragma GCC unroll 5
+    for (size_t i = 0; i < n_margin_limits; ++i) {
+        stays &= low[i] | high[i] << 8;
+        left[i] += static_cast<uint64_t>(__builtin_popcount(stays & counted));
+    }
+    return stays;
+}
+
+inline __m128i to_bytes(uint32_t bits) {
+    return _mm512_cvtepi32_epi8(_mm512_maskz_set1_epi32(static_cast<__mmask16>(bits), 1));
+}
+
+void margins(const float* scores, size_t n, const MarginLimits& limits, float* results,
+             uint8_t* kept, uint64_t* left) {
+    const WideLimits wide = {_mm512_set1_pd(limits.reference), _mm512_set1_pd(limits.min_score),
+                             _mm512_set1_pd(limits.max_score),
+                             _mm512_set1_pd(limits.absolute_margin),
+                             _mm512_set1_pd(limits.highest)};
+    __m512 margin;
+    if (n < 16) {
+        const auto there = static_cast<__mmask16>((1u << n) - 1);
+        const __m512 some = _mm512_maskz_loadu_ps(there, scores);
+        // A masked store of bytes takes longer than all the rest (Zen 5), so they are copied.
+        alignas(16) uint8_t bytes[16];
+        _mm_store_si128(reinterpret_cast<__m128i*>(bytes),
+                        to_bytes(margins16(some, there, wide, margin, left)));
+        _mm512_mask_storeu_ps(results, there, margin);
+        for (size_t j = 0; j < n; ++j) kept[j] = bytes[j];
+        return;
+    }
+    // The last 16 entries may have been done in part: the same again, and counted once.
+    for (size_t done = 0; done < n; done += 16) {
+        const size_t j = done + 16 <= n ? done : n - 16;
+        const uint32_t counted = 0xFFFFu << (done - j) & 0xFFFFu;
+        const uint32_t stays = margins16(_mm512_loadu_ps(scores + j), counted, wide, margin, left);
+        _mm512_storeu_ps(results + j, margin);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(kept + j), to_bytes(stays));
+    }
+}
+
 }  // namespace
 
-const Kernels kernels_avx512 = {n_queries, n_docs, scan_tile, dot, widen, dot_tile};
+const Kernels kernels_avx512 = {n_queries, n_docs,   scan_tile,    dot,
+                                widen,     dot_tile, multiply_add, margins};
 
 }  // namespace gplfast::cpu

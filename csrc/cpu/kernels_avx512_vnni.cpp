@@ -49,10 +49,27 @@ void multiply(const Int8Queries& queries, const Int8Docs& docs, size_t depth, in
     }
 }
 
+uint64_t multiply_add(uint64_t n_rounds, int32_t* value) {
+    constexpr size_t n_sums = 16;  // latency 4 or 5, two a cycle
+    const __m512i factor = _mm512_set1_epi32(*value);
+    __m512i sums[n_sums];
+#pragma GCC unroll 16
+    for (size_t i = 0; i < n_sums; ++i) {
+        sums[i] = _mm512_set1_epi32(static_cast<int32_t>(i));  // equal ones would be merged
+    }
+    for (uint64_t round = 0; round < n_rounds; ++round) {
+#pragma GCC unroll 16
+        for (size_t i = 0; i < n_sums; ++i) add_products(sums[i], factor, factor);
+    }
+#pragma GCC unroll 16
+    for (size_t i = 0; i < n_sums; ++i) *value ^= _mm512_cvtsi512_si32(sums[i]);
+    return n_rounds * n_sums * 64;
+}
+
 }  // namespace
 
 const Int8Kernels kernels_avx512_vnni = {
-    &kernels_avx512_vnni_narrow,     n_queries, n_docs, n_docs, nullptr, nullptr, multiply,
-    find_candidates<n_docs, n_docs>, quantize};
+    &kernels_avx512_vnni_narrow,     n_queries, n_docs,      n_docs, nullptr, nullptr, multiply,
+    find_candidates<n_docs, n_docs>, quantize,  multiply_add};
 
 }  // namespace gplfast::cpu

@@ -60,6 +60,6 @@ bool find_candidates_of_one(const Int8Queries& queries, const Int8Docs& docs, co
 }  // namespace
 
 const Int8Kernels kernels_avx512_vnni_narrow = {
-    nullptr, 1, n_docs, 0, nullptr, nullptr, multiply, find_candidates_of_one, quantize};
+    nullptr, 1, n_docs, 0, nullptr, nullptr, multiply, find_candidates_of_one, quantize, nullptr};
 
 }  // namespace gplfast::cpu

@@ -79,8 +79,41 @@ void widen(const uint16_t* halves, size_t n, float* out) {
     }
 }
 
+uint64_t multiply_add(uint64_t n_rounds, float* value) {
+    constexpr size_t n_sums = 48;  // 12 SSE registers
+    const float factor = *value;
+    float sums[n_sums];
+    for (size_t i = 0; i < n_sums; ++i) sums[i] = static_cast<float>(i);
+    for (uint64_t round = 0; round < n_rounds; ++round) {
+        for (size_t i = 0; i < n_sums; ++i) sums[i] = sums[i] * factor + factor;
+    }
+    for (const float sum : sums) *value += sum;
+    return n_rounds * n_sums;
+}
+
+void margins(const float* scores, size_t n, const MarginLimits& limits, float* results,
+             uint8_t* kept, uint64_t* left) {
+    for (size_t j = 0; j < n; ++j) {
+        const double score = scores[j];
+        const double margin = limits.reference - score;
+        results[j] = static_cast<float>(margin);
+        bool stays = margin == margin;
+        left[0] += stays;
+        stays &= !(score < limits.min_score);
+        left[1] += stays;
+        stays &= !(score > limits.max_score);
+        left[2] += stays;
+        stays &= !(score + limits.absolute_margin > limits.reference);
+        left[3] += stays;
+        stays &= !(score > limits.highest);
+        left[4] += stays;
+        kept[j] = stays;
+    }
+}
+
 }  // namespace
 
-const Kernels kernels_scalar = {n_queries, n_docs, scan_tile, dot, widen, dot_tile};
+const Kernels kernels_scalar = {n_queries, n_docs,   scan_tile,    dot,
+                                widen,     dot_tile, multiply_add, margins};
 
 }  // namespace gplfast::cpu

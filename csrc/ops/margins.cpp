@@ -32,8 +32,10 @@ double reduce(const float* scores, int64_t n, Reference reference) {
 // One query at a time; its buffers are kept from query to query.
 class QueryMargins {
   public:
-    QueryMargins(const MarginProblem& problem, float* margins, uint8_t* kept)
-        : positives_(problem.positives),
+    QueryMargins(const MarginProblem& problem, const cpu::Kernels& kernels, float* margins,
+                 uint8_t* kept)
+        : kernels_(kernels),
+          positives_(problem.positives),
           negatives_(problem.negatives),
           filters_(problem.filters),
           reference_(problem.reference),
@@ -49,38 +51,48 @@ class QueryMargins {
         const int64_t first = positives_.indptr[query];
         const double value =
             reduce(positives_.scores + first, positives_.indptr[query + 1] - first, reference_);
-        int64_t n_kept = 0;
-        for (int64_t j = begin; j < end; ++j) {
-            const double score = negatives_.scores[j];
-            margins_[j] = static_cast<float>(value - score);
-            kept_[j] = passes(j - begin, score, value);
-            n_kept += kept_[j];
-        }
+        const int64_t first_in = begin + std::min(filters_.first_rank, end - begin);
+        const int64_t end_in = begin + std::min(filters_.end_rank, end - begin);
+        pass_over(begin, first_in, value);
+        int64_t n_kept = choose(first_in, end_in, value);
+        pass_over(end_in, end, value);
         if (negatives_.groups) n_kept = drop_groups(query, begin, end);
         if (filters_.quota > 0 && n_kept > filters_.quota) draw(query, begin, end);
     }
 
   private:
-    // NaN as a limit compares as false: that filter is off.
-    bool passes(int64_t rank, double score, double value) {
-        DropReason reason;
-        if (std::isnan(value - score)) {
-            reason = drop_nan;
-        } else if (rank < filters_.first_rank || rank >= filters_.end_rank) {
-            reason = drop_rank;
-        } else if (score < filters_.min_score) {
-            reason = drop_min_score;
-        } else if (score > filters_.max_score) {
-            reason = drop_max_score;
-        } else if (score + filters_.absolute_margin > value) {
-            reason = drop_absolute_margin;
-        } else if (score > value - std::abs(value) * filters_.relative_margin) {
-            reason = drop_relative_margin;
-        } else {
-            return true;
+    // Margins and choices within the ranks; returns how many stay.
+    int64_t choose(int64_t begin, int64_t end, double value) {
+        const cpu::MarginLimits limits = {value, filters_.min_score, filters_.max_score,
+                                          filters_.absolute_margin,
+                                          value - std::abs(value) * filters_.relative_margin};
+        const Left left = apply(begin, end, limits);
+        uint64_t before = static_cast<uint64_t>(end - begin);
+        constexpr DropReason reasons[] = {drop_nan, drop_min_score, drop_max_score,
+                                          drop_absolute_margin, drop_relative_margin};
+        for (size_t i = 0; i < left.size(); ++i) {
+            dropped_[reasons[i]] += before - left[i];
+            before = left[i];
         }
-        ++dropped_[reason];
-        return false;
+        return static_cast<int64_t>(before);
+    }
+
+    // Margins outside of the ranks, where nothing stays.
+    void pass_over(int64_t begin, int64_t end, double value) {
+        if (begin == end) return;
+        constexpr double off = MarginFilters::off;
+        const uint64_t numbers = apply(begin, end, {value, off, off, off, off})[0];
+        dropped_[drop_nan] += static_cast<uint64_t>(end - begin) - numbers;
+        dropped_[drop_rank] += numbers;
+        std::fill(kept_ + begin, kept_ + end, uint8_t{0});
+    }
+
+    using Left = std::array<uint64_t, cpu::n_margin_limits>;
+    Left apply(int64_t begin, int64_t end, const cpu::MarginLimits& limits) {
+        Left left{};
+        kernels_.margins(negatives_.scores + begin, static_cast<size_t>(end - begin), limits,
+                         margins_ + begin, kept_ + begin, left.data());
+        return left;
     }
 
     // Drops what is of a positive's group, or of the group of a negative before it that stays.
@@ -148,6 +160,7 @@ class QueryMargins {
         ++dropped_[reason];
     }
 
+    const cpu::Kernels& kernels_;
     const RaggedScores positives_;
     const RaggedScores negatives_;
     const MarginFilters filters_;
@@ -161,8 +174,8 @@ class QueryMargins {
 
 }  // namespace
 
-Dropped margins(const MarginProblem& problem, const std::function<void()>& poll, float* margins,
-                uint8_t* kept) {
+Dropped margins(const MarginProblem& problem, const cpu::Kernels& kernels,
+                const std::function<void()>& poll, float* margins, uint8_t* kept) {
     constexpr size_t task_entries = size_t{1} << 18;
     const int64_t* indptr = problem.negatives.indptr;
     const int64_t* end = indptr + problem.n_queries + 1;
@@ -177,7 +190,7 @@ Dropped margins(const MarginProblem& problem, const std::function<void()>& poll,
     std::mutex mutex;
     StopFlag stop;
     const auto run_task = [&](size_t task) {
-        QueryMargins query_margins(problem, margins, kept);
+        QueryMargins query_margins(problem, kernels, margins, kept);
         const int64_t last =
             task + 1 == n_tasks ? static_cast<int64_t>(problem.n_queries) : first_query(task + 1);
         for (int64_t query = first_query(task); query < last; ++query) query_margins.run(query);

@@ -7,6 +7,8 @@
 #include <functional>
 #include <limits>
 
+#include "cpu/kernels.h"
+
 namespace gplfast::ops {
 
 enum class Reference { min, mean, max, first };
@@ -71,7 +73,7 @@ struct MarginProblem {
 // margins[j] = reference(positives of its query) - negatives.scores[j], rounded once; NaN in the
 // positives makes the query's margins NaN. kept[j] is 1 or 0. Every query with negatives has a
 // positive.
-Dropped margins(const MarginProblem& problem, const std::function<void()>& poll, float* margins,
-                uint8_t* kept);
+Dropped margins(const MarginProblem& problem, const cpu::Kernels& kernels,
+                const std::function<void()>& poll, float* margins, uint8_t* kept);
 
 }  // namespace gplfast::ops

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
+from typing import TYPE_CHECKING, Literal
 
 from gplfast.errors import ConfigError, MissingExtraError
 
-__all__ = ["_core", "available_threads", "info", "integer", "positive", "threads_of"]
+__all__ = [
+    "_core",
+    "available_threads",
+    "forced_isa",
+    "info",
+    "integer",
+    "measure_peak",
+    "positive",
+    "threads_of",
+]
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 try:
     from gplfast import _core
@@ -21,6 +35,36 @@ except ImportError as error:
 def available_threads() -> int:
     """CPUs this process may use: its affinity, and the quota of its control group."""
     return _core.available_threads()
+
+
+@contextlib.contextmanager
+def forced_isa(name: str) -> Iterator[None]:
+    """Use one instruction set inside, in the whole process; for measurements. An empty name: the usual one.
+
+    Raises:
+        UnavailableError: This machine or build does not have it; the message names those that are there.
+    """
+    _core.force_isa(name)
+    try:
+        yield
+    finally:
+        _core.force_isa("")
+
+
+def measure_peak(kind: Literal["float32", "int8", "read"], threads: int, seconds: float, *, n_bytes: int) -> float:
+    """Measure what this machine does at most: the denominator of a share of the peak.
+
+    Args:
+        kind: "float32" or "int8": operations a second of multiply-adds on registers alone, two each, in the instruction
+            set in use. "read": bytes a second of adding up `n_bytes` of memory, each thread its part.
+        threads: How many work at once.
+        seconds: How long each works.
+        n_bytes: Of "read"; more than the caches hold.
+
+    Raises:
+        UnavailableError: The instruction set has no int8.
+    """
+    return _core.measure_peak(kind, threads, seconds, n_bytes=n_bytes)
 
 
 def info() -> dict[str, object]:

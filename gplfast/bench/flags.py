@@ -1,0 +1,161 @@
+"""The flags of `gplfast bench`. Imports nothing that is slow: the command line's help needs it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OPERATIONS = ("search", "dedup", "margins")
+SWEEPS = ("n_docs", "n_queries", "k", "dim", "threads")
+_TEXTS = {
+    "search": "Time exact search on your shapes beside faiss, torch, usearch and NumPy.",
+    "dedup": "Time near-duplicate search on your shapes beside faiss, torch, sentence-transformers and NumPy.",
+    "margins": "Time margins over ragged lists on your shapes beside NumPy and numba.",
+}
+_COLUMNS = """
+columns: seconds of a call (median of the repeats; in brackets (slowest - fastest) / median); x time: seconds over
+  gplfast's; {rates}; of float32, of int8, of reading: share of what this machine reaches at most with {peaks};
+  memory: growth of the process during a call; agrees: what differs from gplfast's result, or the recall.
+Peers are left out where they are not installed: pip install 'gplfast[bench]' has them."""
+_PEAKS = """multiply-adds on registers
+  alone in float32 and in bytes, and with reading memory (the documents, once)"""
+_EPILOGS = {
+    "search": """examples:
+  gplfast bench search --docs 200000 --dim 384 --queries 1 16 4096 --k 50
+  gplfast bench search --embeddings mine.npy --metric cosine --json out.json --plot out.png
+  gplfast bench search --docs 1000000 --queries 1024 --sweep n_docs      how our time grows with the documents
+"""
+    + _COLUMNS.format(
+        rates="TFLOP/s: 2 n_queries n_docs dim over the seconds",
+        peaks=_PEAKS,
+    ),
+    "dedup": """examples:
+  gplfast bench dedup --docs 50000 --dim 384 --threshold 0.9
+  gplfast bench dedup --embeddings mine.npy --rule greedy --peers faiss --plot out.png
+"""
+    + _COLUMNS.format(
+        rates="TFLOP/s: n_docs (n_docs - 1) dim over the seconds",
+        peaks=_PEAKS,
+    ),
+    "margins": """examples:
+  gplfast bench margins --queries 2000000 --negatives 50
+  gplfast bench margins --queries 200000 --negatives 50 --positives 2 --reference mean --relative-margin 0.05
+"""
+    + _COLUMNS.format(
+        rates="M/s: negatives, GB/s: bytes of all lists and results",
+        peaks="reading memory\n  (writing costs more)",
+    ),
+}
+
+
+def add_commands(bench: argparse.ArgumentParser) -> None:
+    """Add one command for each operation."""
+    commands = bench.add_subparsers(metavar="operation", required=True)
+    for name in OPERATIONS:
+        made = commands.add_parser(
+            name,
+            allow_abbrev=False,
+            help=_TEXTS[name],
+            description=_TEXTS[name],
+            epilog=_EPILOGS[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        made.set_defaults(operation=name)
+        {"search": _search, "dedup": _dedup, "margins": _margins}[name](made)
+        _common(made)
+
+
+def _search(made: argparse.ArgumentParser) -> None:
+    _vectors(made, 200_000)
+    made.add_argument(
+        "--query-embeddings", type=Path, metavar="FILE", help=".npy of float32 queries (with --embeddings)"
+    )
+    made.add_argument(
+        "--queries", type=count, nargs="+", default=[1, 16, 4096], metavar="N", help="numbers of queries (1 16 4096)"
+    )
+    made.add_argument("--k", type=count, default=50, metavar="N", help="documents of each query (default 50)")
+    made.add_argument("--metric", choices=("ip", "cosine"), default="ip", help="default ip, the inner product")
+    made.add_argument(
+        "--sweep", choices=SWEEPS, help="time gplfast alone over a range of this, up to its value, and fit the growth"
+    )
+    made.add_argument(
+        "--sweep-points", type=count, default=5, metavar="N", help="values of the sweep, each half the next (default 5)"
+    )
+
+
+def _dedup(made: argparse.ArgumentParser) -> None:
+    _vectors(made, 50_000)
+    made.add_argument("--threshold", type=number, default=0.9, metavar="X", help="score of duplicates (default 0.9)")
+    made.add_argument("--rule", choices=("components", "greedy", "any-earlier"), default="components")
+    made.add_argument("--metric", choices=("cosine", "ip"), default="cosine", help="default cosine")
+    made.add_argument(
+        "--copies", type=number, default=0.1, metavar="X", help="share of drawn rows that are near copies (default 0.1)"
+    )
+
+
+def _margins(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--queries", type=count, default=200_000, metavar="N", help="default 200000")
+    made.add_argument("--negatives", type=count, default=50, metavar="N", help="of each query (default 50)")
+    made.add_argument("--positives", type=count, default=1, metavar="N", help="of each query (default 1)")
+    made.add_argument("--reference", choices=("min", "mean", "max", "first"), default="min", help="default min")
+    made.add_argument(
+        "--ranks", type=int, nargs=2, metavar=("FIRST", "END"), help="keep these places of each list only"
+    )
+    for name, text in (
+        ("min-score", "drop lower scores"),
+        ("max-score", "drop higher scores"),
+        ("absolute-margin", "drop what is nearer to the reference"),
+        ("relative-margin", "the same, as a share of the reference"),
+    ):
+        made.add_argument(f"--{name}", type=number, metavar="X", help=text)
+
+
+def _vectors(made: argparse.ArgumentParser, n_docs: int) -> None:
+    made.add_argument(
+        "--docs", type=count, metavar="N", help=f"number of documents ({n_docs}; all rows of --embeddings)"
+    )
+    made.add_argument("--dim", type=count, metavar="N", help="of drawn documents (default 384)")
+    made.add_argument(
+        "--embeddings", type=Path, metavar="FILE", help=".npy of float32 rows, memory-mapped, in place of drawn ones"
+    )
+    made.add_argument(
+        "--isas", nargs="+", default=[], metavar="ISA", help="also gplfast on these instruction sets (see gplfast info)"
+    )
+    made.set_defaults(default_docs=n_docs)
+
+
+def _common(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--threads", type=count, metavar="N", help="of every system (default: all CPUs of this process)")
+    made.add_argument(
+        "--peers", nargs="+", metavar="NAME", help="peers to compare with, or none (default: all there are)"
+    )
+    made.add_argument("--repeats", type=count, default=3, metavar="N", help="samples of each system (default 3)")
+    made.add_argument(
+        "--peak-seconds", type=number, default=0.1, metavar="S", help="of each sample of a peak (0.1; 0: no shares)"
+    )
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default 0)")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    made.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (.png, .svg, .pdf); needs matplotlib")
+    made.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help="no progress, warnings only")
+
+
+def _checked(convert: Callable[[str], float], accept: Callable[[float], bool], what: str) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = math.nan
+        if not accept(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return value
+
+    return parse
+
+
+count = _checked(int, lambda value: value >= 1, "a whole number of at least 1")
+number = _checked(float, math.isfinite, "a finite number")
