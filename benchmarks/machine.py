@@ -75,7 +75,7 @@ def bench(operation: str, *runs: list[str]) -> None:
         sys.stdout.write(report.table(results[-1]) + "\n\n")
     # Peaks are each run's own: the shares beside them were made from those.
     rows = [{**row, "peaks": result["peaks"]} for result in results for row in result["rows"]]
-    made = {**results[-1], "machine": describe(), "rows": rows}
+    made = {**results[-1], "machine": {**results[-1]["machine"], **describe()}, "rows": rows}
     del made["peaks"]
     target = arguments.json or Path(__file__).parent / "results" / f"{operation}.json"
     target.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")

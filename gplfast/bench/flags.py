@@ -18,37 +18,38 @@ _TEXTS = {
     "margins": "Time margins over ragged lists on your shapes beside NumPy and numba.",
 }
 _COLUMNS = """
-columns: seconds of a call (median of the repeats; in brackets (slowest - fastest) / median); x time: seconds over
-  gplfast's; {rates}; of float32, of int8, of reading: share of what this machine reaches at most with {peaks};
-  memory: growth of the process during a call; agrees: what differs from gplfast's result, or the recall.
-Peers are left out where they are not installed: pip install 'gplfast[bench]' has them."""
-_PEAKS = """multiply-adds on registers
-  alone in float32 and in bytes, and with reading memory (the documents, once)"""
+columns:
+  seconds     of a call: median of the repeats, in brackets (slowest - fastest) / median
+  x time      seconds over gplfast's
+  {rates}
+  {shares}
+  memory      by how much the process grew during a call
+  agrees      with gplfast's result: yes, ties of rounding, or the recall of what is approximate
+  setting     of those that the peer has, the fastest
+A peer's result that differs by more than rounding is an error. Peers that are not installed are left out:
+pip install 'gplfast[bench]' has them."""
+_SHARES = """of float32  share of what the machine reaches with float32 multiply-adds on registers alone
+  of int8     the same with bytes; a search that scans bytes may pass 100 % of float32
+  of reading  share of what it reaches with reading memory, were the documents read once"""
 _EPILOGS = {
     "search": """examples:
   gplfast bench search --docs 200000 --dim 384 --queries 1 16 4096 --k 50
   gplfast bench search --embeddings mine.npy --metric cosine --json out.json --plot out.png
   gplfast bench search --docs 1000000 --queries 1024 --sweep n_docs      how our time grows with the documents
 """
-    + _COLUMNS.format(
-        rates="TFLOP/s: 2 n_queries n_docs dim over the seconds",
-        peaks=_PEAKS,
-    ),
+    + _COLUMNS.format(rates="TFLOP/s     2 n_queries n_docs dim over the seconds", shares=_SHARES),
     "dedup": """examples:
   gplfast bench dedup --docs 50000 --dim 384 --threshold 0.9
   gplfast bench dedup --embeddings mine.npy --rule greedy --peers faiss --plot out.png
 """
-    + _COLUMNS.format(
-        rates="TFLOP/s: n_docs (n_docs - 1) dim over the seconds",
-        peaks=_PEAKS,
-    ),
+    + _COLUMNS.format(rates="TFLOP/s     n_docs (n_docs - 1) dim over the seconds", shares=_SHARES),
     "margins": """examples:
   gplfast bench margins --queries 2000000 --negatives 50
   gplfast bench margins --queries 200000 --negatives 50 --positives 2 --reference mean --relative-margin 0.05
 """
     + _COLUMNS.format(
-        rates="M/s: negatives, GB/s: bytes of all lists and results",
-        peaks="reading memory\n  (writing costs more)",
+        rates="M/s, GB/s   millions of negatives a second; bytes of all lists and results a second",
+        shares="of reading  share of what the machine reaches with reading memory (writing costs more)",
     ),
 }
 
