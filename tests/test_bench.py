@@ -41,7 +41,7 @@ def test_search(capsys, tmp_path):
     assert [row["shape"] for row in result["rows"]] == [
         {"n_queries": n, "n_docs": 300, "dim": 24, "k": 4} for n in (1, 40)
     ]
-    names = ["gplfast", "gplfast scalar", *installed(search.PEERS)]
+    names = ["gplfast", "gplfast index", "gplfast scalar", *installed(search.PEERS)]
     for row in result["rows"]:
         assert list(row["systems"]) == names
         for name, made in row["systems"].items():
@@ -76,7 +76,7 @@ def test_search_by_cosine_of_own_vectors(capsys, tmp_path):
     assert result["rows"][0]["shape"] == {"n_queries": 9, "n_docs": 200, "dim": 20, "k": 3}
     _, result = result_of(capsys, tmp_path, "search", *files, *common, "--docs", "500", "--peers", "none")
     assert result["documents"] == "docs.npy, drawn again with noise"
-    assert list(result["rows"][0]["systems"]) == ["gplfast"]
+    assert list(result["rows"][0]["systems"]) == ["gplfast", "gplfast index"]
 
 
 @pytest.mark.parametrize("rule", ["components", "greedy", "any-earlier"])

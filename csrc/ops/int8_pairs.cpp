@@ -9,8 +9,9 @@
 namespace gplfast::ops {
 namespace {
 
-// How many candidates of a tile are worth scoring one by one before the tile is scanned whole.
-constexpr size_t max_single_candidates = 24;
+// How many candidates of a tile are scored one by one, at 45 ns each, before the tile is scanned
+// whole, which takes 390 ns at dim 384.
+constexpr size_t max_single_candidates = 8;
 
 struct Counts {
     uint64_t candidates = 0;  // pairs that the first bytes leave
@@ -124,7 +125,7 @@ class Int8Pairs : public PairScanner {
 // What a scan is expected to cost a pair. The unit is a byte of depth in a tile, 1/485 ns on a Zen
 // 5 core; the constants were measured there at dim 384.
 constexpr double tile_cost = 30.0;       // of a tile's limits, 18 ns
-constexpr double candidate_cost = 10e3;  // 20 ns
+constexpr double candidate_cost = 20e3;  // 45 ns
 constexpr double rescore_cost = 25e3;    // 50 ns
 constexpr double float_cost = 4.0;       // of an element in a float32 scan
 

@@ -48,6 +48,7 @@ def documents(
     in_place = rows is not None and n_docs <= len(rows)
     copies = sum(peer.copies for peer in peers) + (1.0 if peers and arguments.metric == "cosine" else 0.0)
     copies += 0.0 if in_place else 1.0
+    copies += 0.3  # an index, or what dedup scans
     needed = int(copies * n_docs * dim * 4) + 12 * n_queries * dim + 64 * n_queries * getattr(arguments, "k", 0)
     memory.refuse_too_large(
         f"{n_docs} documents x {dim}" + (" and what peers make of them" if peers else ""),

@@ -98,10 +98,12 @@ def _search(bench: _Bench) -> dict[str, Any]:
     queries = inputs.queries(arguments, docs, sizes[-1])
     whole = search.Problem(queries, docs, arguments.k, arguments.metric, bench.threads)
     plain = whole.normalised() if peers else whole
+    index = search.indexed(whole)
     rows = []
     for n in sizes:
         problem, for_peers = (dataclasses.replace(one, queries=one.queries[:n]) for one in (whole, plain))
-        systems = [search.ours(problem, isa) for isa in ("", *arguments.isas)]
+        systems = [search.ours(problem), search.ours_indexed(problem, index)]
+        systems += [search.ours(problem, isa) for isa in arguments.isas]
         systems += [peer.make(for_peers) for peer in peers]
         work = {"flop": problem.flop, "bytes": float(docs.nbytes)}
         rows.append(bench.measure(systems, problem, search.check(problem), work, f"search, {n} queries"))

@@ -11,7 +11,7 @@ import numpy as np
 from gplfast.bench import workloads
 from gplfast.bench.harness import OURS, Peer, PeerError, System
 from gplfast.bench.scores import pair_scores, rounding
-from gplfast.ops import forced_isa, search
+from gplfast.ops import Index, forced_isa, search
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,6 +77,18 @@ def ours(problem: Problem, isa: str = "") -> System:
         return found.ids
 
     return System(f"{OURS} {isa}".strip(), {isa: call})
+
+
+def indexed(problem: Problem) -> Index:
+    """The documents as an index."""
+    index = Index(problem.docs.shape[1], problem.metric)
+    index.add(problem.docs, threads=problem.threads)
+    return index
+
+
+def ours_indexed(problem: Problem, index: Index) -> System:
+    """Our search of an index that was made before: it packs no documents."""
+    return System(f"{OURS} index", {"": lambda: index.search(problem.queries, problem.k, threads=problem.threads).ids})
 
 
 def _block(problem: Problem, score_bytes: int, pair_bytes: int) -> int:
