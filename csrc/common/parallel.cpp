@@ -109,6 +109,11 @@ size_t available_threads() {
 void parallel_for(size_t n_tasks, size_t n_threads, const std::function<void(size_t)>& task,
                   const std::function<void()>& poll, StopFlag& stop) {
     if (n_tasks == 0) return;
+    if (n_threads == 0) {
+        const FloatEnvironment environment;
+        for (size_t i = 0; i < n_tasks; ++i) task(i);
+        return;
+    }
     Team team(n_tasks, task, stop);
     std::vector<std::thread> workers;
     const size_t n_wanted = std::clamp<size_t>(n_threads, 1, n_tasks);

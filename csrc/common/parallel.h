@@ -23,7 +23,8 @@ class StopFlag {
 // Runs task(i) for i < n_tasks on n_threads threads, in no promised order. The calling thread waits
 // and calls poll() many times a second and at the end; when poll or a task throws, `stop` is set,
 // the tasks are left to end, and the exception continues here. Long tasks look at `stop` and return
-// early.
+// early. With n_threads = 0 the calling thread does the work, and nobody polls: for what takes less
+// than a millisecond, in which threads would not even have started.
 void parallel_for(size_t n_tasks, size_t n_threads, const std::function<void(size_t)>& task,
                   const std::function<void()>& poll, StopFlag& stop);
 

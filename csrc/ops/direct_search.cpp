@@ -76,7 +76,7 @@ void search_direct(const SearchProblem& problem, const cpu::Kernels& kernels,
     constexpr size_t min_range_docs = 4096;
     const size_t n_docs = problem.docs.n_rows();
     const size_t n_queries = problem.queries.n_rows();
-    const size_t wanted = problem.n_threads == 1 ? 1 : 4 * problem.n_threads;
+    const size_t wanted = problem.n_workers() == 1 ? 1 : 4 * problem.n_workers();
     const size_t n_ranges = std::clamp<size_t>(n_docs / min_range_docs, 1, wanted);
     const size_t range_k = std::min(problem.k, ceil_div(n_docs, n_ranges));
     const Exclusions exclusions(problem.exclude, 0, n_queries, problem.first_id);

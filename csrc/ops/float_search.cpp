@@ -41,13 +41,13 @@ Plan plan_for(const SearchProblem& problem, const cpu::Kernels& kernels) {
     plan.block_queries = problem.block_queries;
     if (plan.block_queries == 0) {
         const size_t state_bytes = TopK::capacity_for(std::min(problem.k, n_docs)) * sizeof(Hit);
-        const size_t wanted = std::clamp(ceil_div(n_queries, 4 * problem.n_threads),
+        const size_t wanted = std::clamp(ceil_div(n_queries, 4 * problem.n_workers()),
                                          min_block_queries, max_block_queries);
         const size_t affordable = std::max<size_t>(1, max_state_bytes / state_bytes);
         plan.block_queries = round_up(std::min(wanted, affordable), kernels.tile_queries);
     }
     plan.n_query_blocks = ceil_div(n_queries, plan.block_queries);
-    const size_t wanted_tasks = problem.n_threads == 1 ? 1 : 2 * problem.n_threads;
+    const size_t wanted_tasks = problem.n_workers() == 1 ? 1 : 2 * problem.n_workers();
     const size_t n_ranges = std::min(ceil_div(wanted_tasks, plan.n_query_blocks),
                                      std::max<size_t>(1, n_docs / min_range_docs));
     plan.range_docs = round_up(ceil_div(n_docs, n_ranges), plan.block_docs);

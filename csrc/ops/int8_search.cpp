@@ -39,11 +39,11 @@ Plan plan_for(const SearchProblem& problem, const cpu::Int8Kernels& int8, size_t
     Plan plan{};
     size_t wanted = problem.block_queries;
     if (wanted == 0) {
-        wanted = std::min(ceil_div(n_queries, problem.n_threads), max_block_bytes / stride);
+        wanted = std::min(ceil_div(n_queries, problem.n_workers()), max_block_bytes / stride);
     }
     plan.block_queries = round_up(std::max<size_t>(1, wanted), int8.tile_queries);
     plan.n_query_blocks = ceil_div(n_queries, plan.block_queries);
-    plan.n_ranges = std::min(ceil_div(problem.n_threads, plan.n_query_blocks),
+    plan.n_ranges = std::min(ceil_div(problem.n_workers(), plan.n_query_blocks),
                              max_ranges(problem.docs.n_rows()));
     plan.stretch_docs =
         problem.block_docs ? problem.block_docs : PackedDocs::chunk_docs_for(stride);
@@ -325,8 +325,8 @@ void search_int8(const SearchProblem& problem, const cpu::Kernels& kernels,
     const size_t k = std::min(problem.k, n_docs);
     const size_t query_bytes = Candidates::capacity_for(k, n_docs) * sizeof(Candidate);
     size_t group = std::max(max_state_bytes / query_bytes, int8.tile_queries);
-    if (group < problem.n_threads * int8.tile_queries) {  // then threads share blocks of queries
-        const size_t n_ranges = std::min(problem.n_threads, max_ranges(n_docs));
+    if (group < problem.n_workers() * int8.tile_queries) {  // then threads share blocks of queries
+        const size_t n_ranges = std::min(problem.n_workers(), max_ranges(n_docs));
         group = std::max(group / n_ranges, int8.tile_queries);
     }
     if (problem.block_queries) group = 2 * round_up(problem.block_queries, int8.tile_queries);

@@ -16,22 +16,16 @@ void write_hits(const Hit* hits, size_t n_hits, size_t k, float* scores, int64_t
     }
 }
 
-void search(const SearchProblem& problem, const cpu::KernelSet& set,
-            const std::function<void()>& poll, float* scores, int64_t* ids) {
+namespace {
+
+void search_by_shape(const SearchProblem& problem, const cpu::KernelSet& set,
+                     const std::function<void()>& poll, float* scores, int64_t* ids) {
     // Measured on Zen 5 at dim 384 (benchmarks/results/search.json): one query is 2 times as fast
     // directly as faiss.knn, 16 are 2.3 times as fast by the float32 scan and 1.5 times by bytes.
     constexpr size_t max_direct_queries = 4;
     constexpr size_t min_int8_queries = 32;
     constexpr size_t max_narrow_queries = 8;
     const size_t n_queries = problem.queries.n_rows();
-    const size_t k = problem.k;
-    if (n_queries == 0) return;
-    if (problem.docs.n_rows() == 0) {
-        for (size_t i = 0; i < n_queries; ++i) {
-            write_hits(nullptr, 0, k, scores + i * k, ids + i * k);
-        }
-        return;
-    }
     const bool has_int8 = set.int8 && problem.docs.dim() <= cpu::max_int8_dim;
     if (has_int8 && problem.packed) {  // a quarter of the bytes: the best for one query too
         const bool is_narrow = set.int8->narrow && n_queries <= max_narrow_queries;
@@ -47,6 +41,26 @@ void search(const SearchProblem& problem, const cpu::KernelSet& set,
     } else {
         search_float(problem, *set.floats, poll, scores, ids);
     }
+}
+
+}  // namespace
+
+void search(const SearchProblem& problem, const cpu::KernelSet& set,
+            const std::function<void()>& poll, float* scores, int64_t* ids) {
+    constexpr size_t min_threaded_products = size_t{1} << 21;  // 0.3 ms; starting threads takes 0.1
+    const size_t n_queries = problem.queries.n_rows();
+    const size_t k = problem.k;
+    if (n_queries == 0) return;
+    if (problem.docs.n_rows() == 0) {
+        for (size_t i = 0; i < n_queries; ++i) {
+            write_hits(nullptr, 0, k, scores + i * k, ids + i * k);
+        }
+        return;
+    }
+    const size_t n_products = n_queries * problem.docs.n_rows() * problem.docs.dim();
+    SearchProblem part = problem;
+    if (n_products < min_threaded_products) part.n_threads = 0;
+    search_by_shape(part, set, poll, scores, ids);
     for (size_t i = 0; i < n_queries * k; ++i) {
         if (ids[i] >= 0) ids[i] += static_cast<int64_t>(problem.first_id);
     }

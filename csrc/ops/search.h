@@ -1,6 +1,7 @@
 // Exact top-k documents of each query.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -29,9 +30,11 @@ struct SearchProblem {
     size_t k = 1;
     Metric metric = Metric::inner_product;
     ExcludeView exclude;
-    size_t n_threads = 1;
+    size_t n_threads = 1;      // 0: the calling thread, for short work
     size_t block_queries = 0;  // 0: chosen here. Never changes the answer.
     size_t block_docs = 0;     // 0: chosen here. Never changes the answer.
+
+    size_t n_workers() const { return std::max<size_t>(1, n_threads); }
 };
 
 // Writes (n_queries, k) scores and ids, best first; -inf and -1 where fewer than k exist.
