@@ -3,7 +3,7 @@
 All flags of that command are taken, and go over those that are set here:
 
     python benchmarks/bench_search.py
-    python benchmarks/bench_search.py --embeddings mine.npy --json mine.json
+    gplfast bench search --embeddings mine.npy --docs 200000 --queries 4096 --peers faiss --json mine.json
 """
 
 from __future__ import annotations
@@ -12,8 +12,17 @@ import machine
 
 from gplfast.ops import info
 
-FLAGS = ["--docs", "200000", "--dim", "384", "--queries", "1", "16", "4096", "--k", "50"]
+FEW = ["--docs", "200000", "--dim", "384", "--queries", "1", "16", "--repeats", "5"]
+MANY = ["--queries", "4096", "--peers", "faiss", "torch", "torch-bf16"]  # the others take minutes
+LARGE = ["--docs", "1000000", "--queries", "4096", "--peers", "faiss"]
 
 if __name__ == "__main__":
-    isas = [isa for isa in info()["isas"] if isa != "scalar"]
-    machine.bench("search", [*FLAGS, "--isas", *isas] if isas else FLAGS)
+    isas = ["--isas", *[isa for isa in info()["isas"] if isa != "scalar"]]
+    machine.bench(
+        "search",
+        FEW,
+        [*MANY, "--docs", "200000", "--dim", "384", *isas],
+        [*MANY, "--docs", "200000", "--dim", "768", *isas],
+        [*LARGE, "--dim", "384"],
+        [*LARGE, "--dim", "768"],
+    )
