@@ -66,16 +66,18 @@ def bench(operation: str, *runs: list[str]) -> None:
     from gplfast.bench import run as bench_run
     from gplfast.progress import Bars
 
-    results = []
+    target = Path(__file__).parent / "results" / f"{operation}.json"
+    rows: list[dict[str, object]] = []
     for flags in runs:
         arguments = cli.parser().parse_args(["bench", operation, *flags, *sys.argv[1:]])
         report.check_files(arguments.json, arguments.plot)
         with Bars() as bars:
-            results.append(bench_run.run(arguments, bars))
-        sys.stdout.write(report.table(results[-1]) + "\n\n")
-    # Peaks are each run's own: the shares beside them were made from those.
-    rows = [{**row, "peaks": result["peaks"]} for result in results for row in result["rows"]]
-    made = {**results[-1], "machine": {**results[-1]["machine"], **describe()}, "rows": rows}
-    del made["peaks"]
-    target = arguments.json or Path(__file__).parent / "results" / f"{operation}.json"
-    target.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+            result = bench_run.run(arguments, bars)
+        sys.stdout.write(report.table(result) + "\n\n")
+        sys.stdout.flush()
+        # Peaks are each run's own: the shares beside them were made from those.
+        rows += [{**row, "peaks": result["peaks"]} for row in result["rows"]]
+        made = {**result, "machine": {**result["machine"], **describe()}, "rows": rows}
+        del made["peaks"]
+        # After each run: what was measured is kept when a later run fails.
+        (arguments.json or target).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")

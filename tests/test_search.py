@@ -222,55 +222,17 @@ def test_overflow_of_the_scan_loses_nothing(isa):
     assert_hits(gplfast.search(queries, docs, 1), (expected[0][:, :1], expected[1][:, :1]))
 
 
-def worst_case(dim, position, n_docs):
-    """Documents of which one beats the rest in exact arithmetic by almost all that a float32 scan can be wrong.
-
-    Each of its dim - 1 small products is lost when added to the first, by rounding to even.
-    """
-    query = np.full((1, dim), 2.0**-12, np.float32)
-    query[0, 0] = 1.0
-    docs = np.zeros((n_docs, dim), np.float32)
-    docs[:, 0] = 1.0 + 2.0**-24 * (dim // 2)
-    docs[position] = 2.0**-12 * 0.999
-    docs[position, 0] = 1.0
-    return query, docs
-
-
-def missed_with(scale, worst, positions):
-    """How many best documents are not found when every error bound is multiplied by `scale`."""
-    _core.set_bound_scale_for_testing(scale)
-    try:
-        found = [_core.search(*worst(position), 1, "ip", None, 1, block_docs=64)[1][0, 0] for position in positions]
-    finally:
-        _core.set_bound_scale_for_testing(1.0)
-    return sum(int(best) != position for best, position in zip(found, positions, strict=True))
-
-
-@pytest.mark.parametrize("isa", [name for name in ISAS if name not in INTEGER_ISAS], indirect=True)
-@pytest.mark.parametrize("dim", [128, 512])
-def test_certificate(isa, dim):
-    """The bound is needed: with 1/100 of it the best document is missed."""
-    positions = range(5, 3000, 499)
-    assert missed_with(1.0, lambda position: worst_case(dim, position, 3000), positions) == 0
-    assert missed_with(0.01, lambda position: worst_case(dim, position, 3000), positions) >= len(positions) // 2
-
-
-def worst_case_of_bytes(position, n_docs):
-    """Documents of which one is best and looks worse as bytes by one unit, from which rounding took almost one.
-
-    Three columns are not rotated, and each document's negative keeps the mean at zero.
-    """
-    docs = np.tile(np.array([127, 60.501, 60.4], np.float32), (n_docs, 1))
-    docs[position] = [127, 60.499, 60.499]
-    docs[n_docs // 2 :] = -docs[: n_docs // 2]
-    return np.ones((1, 3), np.float32), docs / np.float32(127)
-
-
-@pytest.mark.parametrize("isa", INTEGER_ISAS, indirect=True)
-def test_certificate_of_the_integer_scan(isa):
-    positions = range(5, 1500, 249)
-    assert missed_with(1.0, lambda position: worst_case_of_bytes(position, 3000), positions) == 0
-    assert missed_with(0.01, lambda position: worst_case_of_bytes(position, 3000), positions) >= len(positions) // 2
+@given(st.data())
+def test_few_queries_equal_reference(data):
+    """By the shape alone: one query, then rows as they lie, in whole groups of four and rests."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    dim = data.draw(st.sampled_from(EDGE_DIMS))
+    kind = data.draw(st.sampled_from(["normal", "ties", "spread", "special", "tiny", "narrow", "outliers"]))
+    metric = data.draw(st.sampled_from(["ip", "cosine"]))
+    queries = rows(rng, data.draw(st.integers(1, 65)), dim, kind)
+    docs = rows(rng, data.draw(st.integers(1, 300)), dim, kind)
+    k = data.draw(st.sampled_from([1, 5, 50]))
+    assert_hits(gplfast.search(queries, docs, k, metric=metric), reference.search(queries, docs, k, metric=metric))
 
 
 def test_exclusion(isa):

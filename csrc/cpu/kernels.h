@@ -36,6 +36,12 @@ struct Kernels {
     // n float16 numbers as float32, exactly (NaN stays NaN).
     void (*widen)(const uint16_t* halves, size_t n, float* out);
 
+    // Scores rows as they lie in memory, approximately: scores[d * n_queries + q] in float32, and
+    // squares[d] of row d with itself. n_queries is a multiple of row_queries, queries is
+    // [n_queries][dim], docs are row_docs rows. May be null: then only scan_tile is there.
+    void (*score_rows)(const float* queries, size_t n_queries, const float* const* docs, size_t dim,
+                       float* scores, float* squares);
+
     // out[i * dot_tile_columns + j] = `dot` of row i of a and row j of b, which are widened to
     // float64 and padded with zeros to `dim`, a multiple of dot_tile_depth.
     void (*dot_tile)(const double* a, const double* b, size_t dim, double* out);
@@ -52,6 +58,8 @@ struct Kernels {
                     uint8_t* kept, uint64_t* left);
 };
 
+constexpr size_t row_queries = 4;
+constexpr size_t row_docs = 4;
 constexpr size_t dot_tile_rows = 2;
 constexpr size_t dot_tile_columns = 3;
 constexpr size_t dot_tile_depth = 32;

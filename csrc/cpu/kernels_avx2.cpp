@@ -194,7 +194,7 @@ void margins(const float* scores, size_t n, const MarginLimits& limits, float* r
 
 }  // namespace
 
-const Kernels kernels_avx2 = {n_queries, n_docs,   scan_tile,    dot,
-                              widen,     dot_tile, multiply_add, margins};
+const Kernels kernels_avx2 = {n_queries, n_docs,   scan_tile,    dot,    widen,
+                              nullptr,   dot_tile, multiply_add, margins};
 
 }  // namespace gplfast::cpu

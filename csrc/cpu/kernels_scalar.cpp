@@ -113,7 +113,7 @@ void margins(const float* scores, size_t n, const MarginLimits& limits, float* r
 
 }  // namespace
 
-const Kernels kernels_scalar = {n_queries, n_docs,   scan_tile,    dot,
-                                widen,     dot_tile, multiply_add, margins};
+const Kernels kernels_scalar = {n_queries, n_docs,   scan_tile,    dot,    widen,
+                                nullptr,   dot_tile, multiply_add, margins};
 
 }  // namespace gplfast::cpu

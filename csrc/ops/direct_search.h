@@ -1,5 +1,4 @@
-// Search for a few queries: every pair is scored as the answer needs it. Reading the documents from
-// memory takes longer than that, so a scan in front would only cost.
+// Search for a few queries, for which packing the documents would take longer than scoring them.
 #pragma once
 
 #include <cstdint>

@@ -142,7 +142,6 @@ def _torch_system(name: str, problem: Problem, dtype: str) -> System:
 
 def _usearch(problem: Problem) -> System:
     from usearch.compiled import MetricKind
-    from usearch.compiled import MetricKind
     from usearch.index import search as exact
 
     block = _block(problem, SCORE_BYTES[1], USEARCH_PAIR_BYTES)
