@@ -7,7 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-TESTS = ["test_search.py", "test_dedup.py", "test_gram.py", "test_margins.py", "test_extension_runtime.py"]
+TESTS = [
+    "test_search.py",
+    "test_search_certificates.py",
+    "test_index.py",
+    "test_dedup.py",
+    "test_gram.py",
+    "test_margins.py",
+    "test_extension_runtime.py",
+]
 
 
 WITHOUT_EDITABLE_FINDER = """
