@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import machine
 import numpy as np
-from bench_search import collection, unit
 
 import gplfast
+from gplfast.bench.workloads import clustered, unit
 from gplfast.ops import _core
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def documents(case: str, n: int, dim: int, seed: int = 0) -> NDArray[np.float32]
         docs = 0.96 * unit(rng.standard_normal((1, dim), dtype=np.float32))
         docs = unit(docs + 0.28 * unit(rng.standard_normal((n, dim), dtype=np.float32)))
     else:
-        docs = collection(n, dim, 1, None, seed)[0]
+        docs = clustered(n, dim, seed)
     copies, originals = rng.integers(0, n, n // 10), rng.integers(0, n, n // 10)
     length = 0.32 * rng.random((n // 10, 1), dtype=np.float32)
     docs[copies] = unit(docs[originals] + length * unit(rng.standard_normal((n // 10, dim), dtype=np.float32)))

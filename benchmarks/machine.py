@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
+
+from gplfast.bench import hardware
 
 PACKAGES = (
     "gplfast",
@@ -27,20 +26,6 @@ PACKAGES = (
 
 def describe() -> dict[str, object]:
     """CPU model, usable cores, Python, package versions, commit and whether the tree differs from it."""
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     root = Path(__file__).parent.parent
 
     def git(*args: str) -> str:
@@ -49,10 +34,7 @@ def describe() -> dict[str, object]:
         return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
 
     return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "versions": versions,
+        **hardware.machine(PACKAGES),
         "commit": git("rev-parse", "HEAD"),
         "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
     }

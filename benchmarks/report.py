@@ -80,9 +80,77 @@ def nano(result: dict[str, Any]) -> str:
     )
 
 
+def search(result: dict[str, Any]) -> str:
+    """One row a shape: how many times gplfast's time each takes, and what share of the peak gplfast reaches."""
+    peers = {"gplfast index": "an opened `Index`", "faiss": "faiss", "torch": "torch", "torch-bf16": "torch bf16"}
+    lines = [
+        "| queries x documents x dim | of the int8 peak | " + " | ".join(peers.values()) + " |",
+        "|---|---|" + "---|" * len(peers),
+    ]
+    for row in result["rows"]:
+        shape, systems = row["shape"], row["systems"]
+        times = [_times(systems.get(name)) for name in peers]
+        share = systems["gplfast"]["share_of_peak"].get("int8")
+        lines.append(
+            f"| {shape['n_queries']:,} x {shape['n_docs']:,} x {shape['dim']} "
+            f"| {'' if share is None else f'{100 * share:.0f} %'} | {' | '.join(times)} |"
+        )
+    lines += ["", f"k = {result['rows'][0]['shape']['k']}, {result['threads']} threads. {made_on(result['machine'])}"]
+    return "\n".join(lines)
+
+
+def _times(system: dict[str, Any] | None) -> str:
+    if system is None:
+        return ""
+    recall = f" (recall {system['recall']:.3f})" if "recall" in system else ""
+    return f"{system['time_over_gplfast']:.2f}{recall}"
+
+
+def disk(result: dict[str, Any]) -> str:
+    """One sentence."""
+    shape = result["shape"]
+    return (
+        f"{shape['n_queries']:,} queries against {shape['n_docs']:,} x {shape['dim']} float32 documents in files, k "
+        f"{shape['k']}: {result['times_in_memory_rate']:.2f} times the time that the rate in memory gives, with "
+        f"{result['peak_rss_gb']:.1f} GB of resident memory. {made_on(result['machine'])}"
+    )
+
+
+def dedup(result: dict[str, Any]) -> str:
+    """One sentence for each case."""
+    lines = []
+    for row in result["rows"]:
+        shape, systems = row["shape"], row["systems"]
+        others = ", ".join(
+            f"{name} {systems['gplfast']['times_faiss'] / system['times_faiss']:.1f}"
+            for name, system in systems.items()
+            if name != "gplfast"
+        )
+        lines.append(
+            f"- {row['case']}, {shape['n_docs']:,} x {shape['dim']}, cosine {shape['threshold']}: times gplfast's "
+            f"time: {others}; memory beside the documents: {systems['gplfast']['added_mb']:.0f} MB, faiss "
+            f"{systems['faiss range_search']['added_mb']:.0f} MB."
+        )
+    return "\n".join([*lines, "", made_on(result["machine"])])
+
+
+def margins(result: dict[str, Any]) -> str:
+    """One sentence for each setting."""
+    lines = []
+    for row in result["rows"]:
+        limits = sum(name in row["shape"] for name in ("min_score", "max_score", "absolute_margin", "relative_margin"))
+        times = ", ".join(f"{n} {s['time_over_gplfast']:.1f}" for n, s in row["systems"].items() if n != "gplfast")
+        lines.append(f"- {row['shape']['n_negatives']:,} negatives, {limits} limits: times gplfast's time: {times}.")
+    return "\n".join([*lines, "", made_on(result["machine"])])
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "demo": ("README.md", demo),
     "adapt": ("README.md", adapt),
+    "search": ("README.md", search),
+    "disk": ("README.md", disk),
+    "dedup": ("README.md", dedup),
+    "margins": ("README.md", margins),
     "nano": ("gplfast/presets/nano/README.md", nano),
 }
 

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import os
 import platform
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gplfast.bench import memory
 from gplfast.errors import UnavailableError
-from gplfast.ops import info, measure_peak
+from gplfast.ops import available_threads, info, measure_peak
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 PACKAGES = ("gplfast", "numpy", "faiss-cpu", "torch", "usearch", "numba", "sentence-transformers")
 READ_BYTES = 1 << 30  # above any cache of one machine
@@ -59,17 +61,17 @@ class Peaks:
         return rate / self.best[kind] if kind in self.best else None
 
 
-def machine() -> dict[str, object]:
-    """CPU model, usable CPUs, instruction sets, Python and the versions of what is compared."""
+def machine(packages: Iterable[str] = PACKAGES) -> dict[str, object]:
+    """CPU model, usable CPUs, instruction set, Python and the versions of what is compared."""
     versions = {}
-    for name in PACKAGES:
+    for name in packages:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_threads(),
         "isa": info()["isa"],
         "python": platform.python_version(),
         "versions": versions,
@@ -78,6 +80,7 @@ def machine() -> dict[str, object]:
 
 def cpu_name() -> str:
     """As the system calls it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
