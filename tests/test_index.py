@@ -66,6 +66,8 @@ def test_equals_reference(data, tmp_path_factory):
     expected = reference.search(*wide, k, metric=metric, exclude=[np.r_[ids, outside].astype(int) for ids in exclude])
     chunk_docs = data.draw(st.sampled_from([0, 1, 33, 64]))
     pieces = data.draw(st.integers(1, 5))
+    if data.draw(st.booleans()):
+        _core.set_max_resident_bytes_for_testing(0)  # files count as larger than memory
     try:
         for packed_by in ISAS:
             _core.force_isa(packed_by)
@@ -79,6 +81,7 @@ def test_equals_reference(data, tmp_path_factory):
                     assert_hits(hits, expected, f"packed by {packed_by}, searched by {isa}")
     finally:
         _core.force_isa("")
+        _core.set_max_resident_bytes_for_testing(1 << 30)
 
 
 def test_one_piece_for_each_row(isa, docs, queries):

@@ -4,6 +4,7 @@
 
 #include "bindings/register.h"
 #include "common/errors.h"
+#include "common/pages.h"
 #include "common/parallel.h"
 #include "cpu/isa.h"
 #include "ops/scan.h"
@@ -48,6 +49,9 @@ PYBIND11_MODULE(_core, m) {
     });
     m.def("force_isa", &cpu::force_isa, py::arg("name"));
     m.def("available_threads", &gplfast::available_threads);
+    m.def(
+        "set_max_resident_bytes_for_testing",
+        [](size_t n_bytes) { gplfast::max_resident_bytes = n_bytes; }, py::arg("n_bytes"));
     m.def("set_bound_scale_for_testing", &gplfast::ops::set_bound_scale_for_testing,
           py::arg("scale"));
 }

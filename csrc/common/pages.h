@@ -1,6 +1,7 @@
 // Hints to the system about the memory of a mapped file.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -11,8 +12,8 @@
 
 namespace gplfast {
 
-// A mapped file up to this size is left in memory once it was read.
-constexpr size_t max_resident_bytes = size_t{1} << 30;
+// A mapped file up to this size is left in memory once it was read. Tests make it small.
+inline std::atomic<size_t> max_resident_bytes{size_t{1} << 30};
 
 namespace pages {
 

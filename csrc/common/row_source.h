@@ -73,9 +73,21 @@ class RowSource {
         return part;
     }
 
+    // A mapped file too large to keep in memory: rows should be read in order, and once.
+    bool is_large_file() const { return is_mapped_ && n_rows_ * row_bytes() > max_resident_bytes; }
+
+    // Starts reading rows of such a file.
+    void will_need(size_t begin, size_t end) const {
+        if (!is_large_file()) return;
+        const RowSource part = slice(begin, end);
+        for (size_t p = 0; p < part.pieces_.size(); ++p) {
+            want_pages(part.pieces_[p].data, part.rows_of(p) * row_bytes());
+        }
+    }
+
     // Gives the memory of rows that were read from a mapped file too large to keep back.
     void release(size_t begin, size_t end) const {
-        if (!is_mapped_ || n_rows_ * row_bytes() <= max_resident_bytes) return;
+        if (!is_large_file()) return;
         const RowSource part = slice(begin, end);
         for (size_t p = 0; p < part.pieces_.size(); ++p) {
             drop_pages(part.pieces_[p].data, part.rows_of(p) * row_bytes());

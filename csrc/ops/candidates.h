@@ -55,6 +55,17 @@ class Candidates {
         other.size_ = 0;
     }
 
+    // Scores all that may still matter, so that no row is asked for later. True when the threshold
+    // has risen.
+    template <class Rescore>
+    bool settle(Rescore&& rescore) {
+        const float before = threshold_;
+        raise_to_kth_lower();
+        rescore_first(size_, rescore);
+        raise_to_kth_lower();
+        return threshold_ > before;
+    }
+
     // Writes the best min(k, found) hits, best first, and returns how many there are.
     template <class Rescore>
     size_t finish(Hit* hits, Rescore&& rescore) {

@@ -83,9 +83,8 @@ class Stretches {
         const size_t count = firsts_[at(i) + 1] - first;
         if (problem_.packed) {
             const size_t id = problem_.first_id + first;
-            if (i + 1 < n_stretches()) {
-                problem_.packed->will_need(problem_.first_id + firsts_[at(i + 1)]);
-            }
+            if (i == 0) will_need(0);
+            if (i + 1 < n_stretches()) will_need(i + 1);
             problem_.packed->check(id);
             const auto found = problem_.packed->stretch(id, count);
             const int64_t first_row = row(found.first_doc) - row(problem_.first_id);
@@ -105,10 +104,17 @@ class Stretches {
         if (problem_.packed) {
             problem_.packed->release(problem_.first_id + static_cast<size_t>(stretch.begin_row));
         }
+        problem_.docs.release(static_cast<size_t>(stretch.begin_row),
+                              static_cast<size_t>(stretch.end_row));
     }
 
   private:
     static int64_t row(size_t i) { return static_cast<int64_t>(i); }
+
+    void will_need(size_t i) const {
+        problem_.packed->will_need(problem_.first_id + firsts_[at(i)]);
+        problem_.docs.will_need(firsts_[at(i)], firsts_[at(i) + 1]);
+    }
 
     size_t at(size_t i) const { return i * step_ % n_stretches(); }
 
@@ -160,6 +166,15 @@ class Block {
         for (size_t i = 0, place = 0; i < n && !stop.is_set(); ++i, place = (place + step) % n) {
             const size_t first = begin + place * group_panels_;
             scan_group(stretch, first, std::min(first + group_panels_, end));
+        }
+    }
+
+    // Scores what may still matter while its rows are in memory.
+    void settle(const StopFlag& stop) {
+        for (size_t i = 0; i < n_queries() && !stop.is_set(); ++i) {
+            if (found_[i].settle([&](int64_t id) { return score(i, id); })) {
+                queries_.raise(i, found_[i].threshold());
+            }
         }
     }
 
@@ -244,10 +259,6 @@ class Block {
     }
 
     float score(size_t i, int64_t id) {
-        constexpr size_t rows_between_releases = 2048;  // 128 MB where a fault maps 64 KB
-        if (++n_scored_ % rows_between_releases == 0) {
-            problem_.docs.release(0, problem_.docs.n_rows());
-        }
         const float* doc = problem_.docs.row(static_cast<size_t>(id), work_.data());
         const double norm = norm_of(doc);
         const double dot = kernels_.dot(rows_.row(i), doc, problem_.docs.dim());
@@ -265,7 +276,6 @@ class Block {
     std::vector<float> work_;
     std::vector<cpu::Int8Docs> panels_;
     std::vector<cpu::Int8Block> blocks_;
-    size_t n_scored_ = 0;
     std::unique_ptr<Candidate[]> items_;
     std::vector<Candidates> found_;
     std::vector<double> norms_;
@@ -298,6 +308,10 @@ void search_group(const SearchProblem& problem, const cpu::Kernels& kernels,
                                n_panels * (range + 1) / plan.n_ranges, stop);
         };
         parallel_for(n_tasks, problem.n_threads, scan_block, poll, stop);
+        if (problem.docs.is_large_file()) {  // later its rows would be read one by one, from disk
+            const auto settle_block = [&](size_t task) { blocks[task]->settle(stop); };
+            parallel_for(n_tasks, problem.n_threads, settle_block, poll, stop);
+        }
         stretches.release(stretch);
     }
 

@@ -107,8 +107,8 @@ class Index:
     ) -> Hits:
         """Find the exact k best documents of each query; see `gplfast.search` for order, ties and padding.
 
-        An opened index reads its files chunk by chunk, each byte once per pass over the queries, and gives the memory
-        back where they are larger than 1 GB; a pass takes about 512 MB of candidates (8 k of 16 bytes a query).
+        An opened index whose files are larger than 1 GB reads them chunk by chunk, each byte once per pass over the
+        queries, and gives the memory back; a pass takes about 512 MB of candidates (8 k of 16 bytes a query).
 
         Args:
             queries: (n_queries, dim) float32 or float16, C-contiguous.
