@@ -50,8 +50,8 @@ struct Problem {
                 query_residuals.data()};
     }
     Int8Docs docs() const {
-        return {doc_bytes.data(), stride, inverse_scales.data(), doc_residuals.data(), doc_norms.data(),
-                blocks.data()};
+        return {doc_bytes.data(),     stride,           inverse_scales.data(),
+                doc_residuals.data(), doc_norms.data(), blocks.data()};
     }
     void multiply() { kernels.multiply(queries(), docs(), stride, scores.data()); }
 
