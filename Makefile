@@ -33,7 +33,7 @@ format: .venv/.installed-dev
 	$(BIN)/clang-format -i $$(find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 stubtest: .venv/.installed-dev
-	$(BIN)/stubtest gplfast._core
+	$(BIN)/stubtest gplfast._core --allowlist tests/stubtest_allowlist.txt
 
 # A build of the extension in a folder of its own: $(call build_in,folder,CMake's definitions)
 build_in = $(PIP) install --quiet --no-deps --no-build-isolation --upgrade --target $(1)/site . \
