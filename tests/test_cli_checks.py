@@ -257,7 +257,8 @@ def test_a_work_directory_below_a_file_is_one_line(capsys, world, tmp_path):
 def readme_flags():
     """(command or None, flag) of every flag in README's code blocks and text."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line for language, block in blocks if not language for line in block.splitlines()]
     lines += re.findall(r"`(gplfast [^`|]*)`", text)
     for line in lines:
         words = shlex.split(line, comments=True)
