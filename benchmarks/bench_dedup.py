@@ -23,6 +23,7 @@ import machine
 import numpy as np
 
 import gplfast
+from gplfast.bench import memory
 from gplfast.bench.workloads import clustered, unit
 from gplfast.ops import _core
 
@@ -102,17 +103,6 @@ PEERS: dict[str, Callable[[NDArray[np.float32], float], Any]] = {
 }
 
 
-def peak_mb() -> float:
-    """The most memory this process has had since `forget_peak`."""
-    status = Path("/proc/self/status").read_text()
-    return float(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
-
-
-def forget_peak() -> None:
-    """Start measuring the peak again from what is in memory now."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def run_here(system: str, path: Path, threshold: float) -> dict[str, Any]:
     """One run in this process; what is found is counted after the clock has stopped."""
     docs = np.load(path)
@@ -120,13 +110,14 @@ def run_here(system: str, path: Path, threshold: float) -> dict[str, Any]:
         __import__("faiss" if "faiss" in system else "torch" if "torch" in system else "sentence_transformers")
     else:
         _core.force_isa(system.removeprefix("gplfast").strip())
-    forget_peak()
-    before = peak_mb()
+    memory.forget_peak()
+    before = memory.peak_bytes()
     started = time.perf_counter()
     found: Any = PEERS[system](docs, threshold) if system in PEERS else gplfast.dedup(docs, threshold)
     result: dict[str, Any] = {"seconds": time.perf_counter() - started}
-    result["peak_mb"] = round(peak_mb(), 1)
-    result["added_mb"] = round(result["peak_mb"] - before, 1)
+    peak = memory.peak_bytes()
+    result["peak_mb"] = round(peak / 2**20, 1)
+    result["added_mb"] = round((peak - before) / 2**20, 1)
     if isinstance(found, gplfast.Dedup):
         return {**result, "n_pairs": found.n_pairs, "n_kept": int(found.kept.sum())}
     if isinstance(found, int):
@@ -186,9 +177,7 @@ def measure(case: str, docs: NDArray[np.float32], threshold: float, systems: lis
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--cases", nargs="+", default=["near:50000", "narrow:50000", "near:200000"], metavar="CASE:ROWS"
-    )
+    parser.add_argument("--cases", nargs="+", default=CASES, metavar="CASE:ROWS:REPEATS")
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--threshold", type=float, default=0.95)
     parser.add_argument("--isas", nargs="*", default=["avx512"])

@@ -21,6 +21,8 @@ import machine
 import numpy as np
 
 import gplfast
+from gplfast.bench import memory
+from gplfast.bench.workloads import unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,17 +32,13 @@ ROWS_AT_ONCE = 20_000
 N_CENTRES = 20_000
 
 
-def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows of length 1."""
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def make_queries(index: gplfast.Index, path: Path, n: int) -> NDArray[np.float32]:
+def make_queries(path: Path, n: int) -> NDArray[np.float32]:
     """Queries near documents that are spread over all of the index."""
     rng = np.random.default_rng(1)
-    rows = np.load(path / "rows.npy", mmap_mode="r")[np.sort(rng.integers(0, len(index), n))]
+    docs = np.load(path / "rows.npy", mmap_mode="r")
+    rows = docs[np.sort(rng.integers(0, len(docs), n))]
     noise = rng.standard_normal(rows.shape, dtype=np.float32)
-    return np.ascontiguousarray(unit(rows + 0.5 / rows.shape[1] ** 0.5 * noise))
+    return unit(np.asarray(rows + 0.5 / rows.shape[1] ** 0.5 * noise))
 
 
 def make_index(path: Path, n_docs: int, dim: int) -> None:
@@ -67,7 +65,7 @@ def make_index(path: Path, n_docs: int, dim: int) -> None:
 def search(path: Path, n_queries: int, k: int, n_in_memory: int) -> dict[str, Any]:
     """Time one search in this process: of the files, or of the first `n_in_memory` documents in memory."""
     index = gplfast.Index.open(path)
-    queries = make_queries(index, path, n_queries)
+    queries = make_queries(path, n_queries)
     if n_in_memory:
         docs = np.array(np.load(path / "rows.npy", mmap_mode="r")[:n_in_memory])
         index = gplfast.Index(docs.shape[1])
@@ -77,16 +75,10 @@ def search(path: Path, n_queries: int, k: int, n_in_memory: int) -> dict[str, An
     seconds = time.perf_counter() - started
     name = path.with_suffix(f".{n_in_memory}.npz")
     np.savez(name, scores=hits.scores, ids=hits.ids)
-    return {"seconds": seconds, "peak_rss_gb": peak_rss_gb(), "n_docs": len(index), "hits": str(name)}
+    return {"seconds": seconds, "peak_rss_gb": memory.peak_bytes() / 2**30, "n_docs": len(index), "hits": str(name)}
 
 
-def peak_rss_gb() -> float:
-    """Of this process alone: getrusage's figure begins with that of the process that started it."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
-
-
-def check(whole: dict[str, Any], part: dict[str, Any], k: int) -> int:
+def check(whole: dict[str, Any], part: dict[str, Any]) -> int:
     """Compare what both searches say of the documents that both have; how many hits that are."""
     a, b = np.load(whole["hits"]), np.load(part["hits"])
     compared = 0
@@ -99,7 +91,7 @@ def check(whole: dict[str, Any], part: dict[str, Any], k: int) -> int:
         ):
             raise RuntimeError(f"query {query}: the search of the files and the search in memory disagree")
         compared += n
-    if not compared or k < 1:
+    if not compared:
         raise RuntimeError("the two searches have no hit in common: nothing was checked")
     return compared
 
@@ -126,17 +118,17 @@ def main() -> None:
         command = [sys.executable, __file__, *sys.argv[1:], "--one", str(n_in_memory)]
         return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    memory = [measure(min(args.memory_docs, args.docs)), {}]
-    disk = measure(0)
-    memory[1] = measure(min(args.memory_docs, args.docs))  # before and after: the machine is shared
-    scaled = sum(run["seconds"] for run in memory) / 2 * args.docs / memory[0]["n_docs"]
+    n_in_memory = min(args.memory_docs, args.docs)
+    before, disk, after = measure(n_in_memory), measure(0), measure(n_in_memory)  # the machine is shared
+    in_memory = [before, after]
+    scaled = (before["seconds"] + after["seconds"]) / 2 * args.docs / n_in_memory
     result = {
         "machine": machine.describe(),
         "shape": {"n_docs": args.docs, "dim": args.dim, "n_queries": args.queries, "k": args.k},
-        "hits_compared": check(disk, memory[0], args.k),
+        "hits_compared": check(disk, in_memory[0]),
         "seconds": disk["seconds"],
         "peak_rss_gb": disk["peak_rss_gb"],
-        "in_memory": memory,
+        "in_memory": in_memory,
         "times_in_memory_rate": disk["seconds"] / scaled,
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

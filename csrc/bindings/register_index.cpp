@@ -52,8 +52,11 @@ class PyIndex {
             const py::gil_scoped_release release;
             const std::unique_lock lock(mutex_);
             index_->add(rows, kernels, threads, SignalCheck());
+            // Before another addition: a saved file has the rows in the order of the pieces. Who
+            // waits for the lock holds no GIL.
+            const py::gil_scoped_acquire gil;
+            pieces_.push_back(docs);
         }
-        pieces_.push_back(docs);
     }
 
     py::tuple search(const py::object& queries, size_t k, const py::object& exclude, size_t threads,

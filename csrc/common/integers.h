@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <numeric>
 
 namespace gplfast {
@@ -13,6 +14,11 @@ inline size_t ceil_div(size_t a, size_t b) {
 
 inline size_t round_up(size_t n, size_t to) {
     return ceil_div(n, to) * to;
+}
+
+// The lowest n bits; all 32 for more.
+inline uint32_t low_bits(size_t n) {
+    return n >= 32 ? ~0u : (1u << n) - 1;
 }
 
 // A step that visits all of n places once in a scattered order: rows sorted by score would

@@ -79,7 +79,7 @@ class Int8Pairs : public PairScanner {
                     OnCandidate&& on_candidate) const {
         const size_t width = int8_.tile_queries;
         const size_t n = std::min(width, later_.count() - t * width);
-        const uint32_t valid = n >= 32 ? ~0u : (1u << n) - 1;
+        const uint32_t valid = low_bits(n);
         size_t n_candidates = 0;
         for (size_t d = 0; d < n_docs; ++d) n_candidates += std::popcount(candidates[d] & valid);
         bool is_whole = rows_.depth() == rows_.stride();

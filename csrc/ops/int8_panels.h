@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "cpu/kernels.h"
@@ -24,6 +26,18 @@ class KernelState {
   private:
     const cpu::Int8Kernels& int8_;
 };
+
+// Puts the bytes of query i, as a row has them, into its tile of `tiles`: the layout of
+// Int8Queries::bytes.
+inline void put_query(const uint8_t* row, size_t stride, size_t i, size_t width, int8_t* tiles) {
+    int8_t* tile = tiles + i / width * width * stride;
+    for (size_t k = 0; k < stride; k += 4) {
+        uint32_t four;
+        std::memcpy(&four, row + k, sizeof(four));
+        four ^= 0x80808080u;  // byte - int8_zero, as two's complement
+        std::memcpy(tile + (k / 4 * width + i % width) * 4, &four, sizeof(four));
+    }
+}
 
 inline size_t n_blocks_of(const cpu::Int8Kernels& int8) {
     return int8.block_docs ? int8.panel_docs / int8.block_docs : 0;

@@ -234,7 +234,7 @@ class Block {
                         const uint32_t* candidates) {
         const size_t n_docs = std::min(int8_.panel_docs, stretch.end - panel);
         const size_t n_tile = std::min(int8_.tile_queries, n_queries() - tile);
-        const uint32_t valid = n_tile >= 32 ? ~0u : (1u << n_tile) - 1;
+        const uint32_t valid = low_bits(n_tile);
         for (size_t d = 0; d < n_docs; ++d) {
             for (uint32_t bits = candidates[d] & valid; bits != 0; bits &= bits - 1) {
                 const size_t q = std::countr_zero(bits);

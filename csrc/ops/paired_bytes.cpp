@@ -5,6 +5,7 @@
 
 #include "common/integers.h"
 #include "common/parallel.h"
+#include "ops/int8_panels.h"
 #include "ops/rounding.h"
 #include "ops/row_norm.h"
 #include "ops/scan.h"
@@ -134,13 +135,7 @@ void PackedQueries::pack(const PairedBytes& rows, size_t begin, size_t end,
     whole_offsets_.assign(padded, 0);
     for (size_t i = 0; i < count_; ++i) {
         const uint8_t* row = rows.bytes(begin + i);
-        int8_t* tile = bytes_.data() + i / width_ * width_ * stride_;
-        for (size_t k = 0; k < stride_; k += 4) {
-            uint32_t four;
-            std::memcpy(&four, row + k, sizeof(four));
-            four ^= 0x80808080u;  // byte - int8_zero, as two's complement
-            std::memcpy(tile + (k / 4 * width_ + i % width_) * 4, &four, sizeof(four));
-        }
+        put_query(row, stride_, i, width_, bytes_.data());
         offsets_[i] = -cpu::int8_zero * sum_of(row, rows.depth());
         whole_offsets_[i] = -cpu::int8_zero * sum_of(row, stride_);
     }

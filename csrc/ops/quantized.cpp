@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "common/integers.h"
+#include "ops/int8_panels.h"
 #include "ops/rounding.h"
 #include "ops/scan.h"
 
@@ -178,11 +179,7 @@ QuantizedQueries::QuantizedQueries(const FloatRows& queries, const Quantizer& qu
         residuals_[i] = rounded_up(row.residual / row.scale);
         offsets_[i] = -cpu::int8_zero * row.sum;
         dot_means_[i] = quantizer.dot_mean(query);
-        int8_t* tile = bytes_.data() + i / width_ * width_ * stride_;
-        for (size_t k = 0; k < stride_; ++k) {
-            tile[(k / 4 * width_ + i % width_) * 4 + k % 4] =
-                static_cast<int8_t>(static_cast<int>(row_bytes[k]) - cpu::int8_zero);
-        }
+        put_query(row_bytes.data(), stride_, i, width_, bytes_.data());
     }
 }
 

@@ -100,7 +100,7 @@ void scan(const cpu::Kernels& kernels, const PackedRows& queries, const std::vec
                 continue;
             }
             const size_t n_docs = std::min(docs.width, docs.count - first_doc);
-            const uint32_t valid = n_docs >= 32 ? ~0u : (1u << n_docs) - 1;
+            const uint32_t valid = low_bits(n_docs);
             for (size_t i = 0; i < n_queries; ++i) {
                 for (uint32_t bits = candidates[i] & valid; bits != 0; bits &= bits - 1) {
                     on_candidate(first_query + i, first_doc + std::countr_zero(bits));

@@ -23,7 +23,6 @@ void search_by_shape(const SearchProblem& problem, const cpu::KernelSet& set,
     // Measured on Zen 5 with 200,000 documents of dim 384 and 768: up to 64 queries reading rows as
     // they lie is as fast as packing them first; without score_rows that is so up to 4.
     const size_t max_direct_queries = set.floats->score_rows ? 64 : 4;
-    constexpr size_t min_int8_queries = 32;
     constexpr size_t max_narrow_queries = 8;
     const size_t n_queries = problem.queries.n_rows();
     const bool has_int8 = set.int8 && problem.docs.dim() <= cpu::max_int8_dim;
@@ -34,7 +33,7 @@ void search_by_shape(const SearchProblem& problem, const cpu::KernelSet& set,
         search_int8(problem, *set.floats, int8, quantizer, poll, scores, ids);
     } else if (!set.is_forced && n_queries <= max_direct_queries) {
         search_direct(problem, *set.floats, poll, scores, ids);
-    } else if (has_int8 && (set.is_forced || n_queries >= min_int8_queries)) {
+    } else if (has_int8) {
         const Quantizer quantizer(sampled_mean(problem.docs, problem.metric, *set.floats),
                                   problem.metric, *set.floats, *set.int8);
         search_int8(problem, *set.floats, *set.int8, quantizer, poll, scores, ids);
