@@ -13,6 +13,7 @@ def search(
     block_queries: int = 0,
     block_docs: int = 0,
 ) -> tuple[NDArray[float32], NDArray[int64]]: ...
+def count_survivors(queries: object, docs: object, k: int, metric: str, threads: int) -> dict[str, int]: ...
 def dedup(
     docs: object,
     threshold: float,

@@ -65,22 +65,43 @@ ops::Reference reference_from(const std::string& name) {
     throw ConfigError("margins: reference is '" + name + "'; use 'min', 'mean', 'max' or 'first'");
 }
 
+ops::SearchProblem problem_from(const char* op, const py::object& queries, const py::object& docs,
+                                size_t k, const std::string& metric, size_t threads,
+                                const cpu::KernelSet& kernels) {
+    ops::SearchProblem problem;
+    problem.queries = rows_from(op, "queries", queries, kernels);
+    problem.docs = rows_from(op, "docs", docs, kernels);
+    check_same_dim(op, "queries", problem.queries.dim(), "docs", problem.docs.dim());
+    problem.k = k;
+    problem.metric = metric_from(metric, op);
+    problem.n_threads = threads;
+    return problem;
+}
+
 py::tuple search(const py::object& queries, const py::object& docs, size_t k,
                  const std::string& metric, const py::object& exclude, size_t threads,
                  size_t block_queries, size_t block_docs) {
     const cpu::KernelSet kernels = cpu::current_kernels();
-    ops::SearchProblem problem;
-    problem.queries = rows_from("search", "queries", queries, kernels);
-    problem.docs = rows_from("search", "docs", docs, kernels);
-    check_same_dim("search", "queries", problem.queries.dim(), "docs", problem.docs.dim());
-    problem.k = k;
-    problem.metric = metric_from(metric, "search");
+    ops::SearchProblem problem = problem_from("search", queries, docs, k, metric, threads, kernels);
     problem.exclude =
         exclude_from("search", exclude, problem.queries.n_rows(), problem.docs.n_rows());
-    problem.n_threads = threads;
     problem.block_queries = block_queries;
     problem.block_docs = block_docs;
     return run_search(problem, kernels);
+}
+
+py::dict count_survivors(const py::object& queries, const py::object& docs, size_t k,
+                         const std::string& metric, size_t threads) {
+    const cpu::KernelSet kernels = cpu::current_kernels();
+    ops::SearchProblem problem =
+        problem_from("count_survivors", queries, docs, k, metric, threads, kernels);
+    ops::BoundCounts counts;
+    problem.counts = &counts;
+    run_search(problem, kernels);
+    py::dict result;
+    result["candidates"] = counts.n_candidates.load();
+    result["rescored"] = counts.n_rescored.load();
+    return result;
 }
 
 py::tuple dedup(const py::object& docs, float threshold, const std::string& metric, bool keep_last,
@@ -236,6 +257,8 @@ void register_ops(py::module_& m) {
     m.def("search", &search, py::arg("queries"), py::arg("docs"), py::arg("k"), py::arg("metric"),
           py::arg("exclude"), py::arg("threads"), py::kw_only(), py::arg("block_queries") = 0,
           py::arg("block_docs") = 0);
+    m.def("count_survivors", &count_survivors, py::arg("queries"), py::arg("docs"), py::arg("k"),
+          py::arg("metric"), py::arg("threads"));
     m.def("dedup", &dedup, py::arg("docs"), py::arg("threshold"), py::arg("metric"),
           py::arg("keep_last"), py::arg("rule"), py::arg("threads"), py::kw_only(),
           py::arg("block_rows") = 0, py::arg("scan_depth") = 0);

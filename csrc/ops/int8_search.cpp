@@ -184,6 +184,11 @@ class Block {
         }
     }
 
+    void add_counts(BoundCounts& counts) const {
+        counts.n_candidates += n_candidates_;
+        counts.n_rescored += n_rescored_;
+    }
+
     size_t finish(size_t i, Hit* hits) {
         return found_[i].finish(hits, [&](int64_t id) { return score(i, id); });
     }
@@ -248,6 +253,7 @@ class Block {
         const int64_t id = stretch.first_row + static_cast<int64_t>(stretch.docs.number(place));
         if (id < stretch.begin_row || id >= stretch.end_row) return;
         if (exclusions_.contains(i, id)) return;
+        ++n_candidates_;
         const auto [lower, upper] = queries_.bounds(i, sum, stretch.docs, place);
         if (found_[i].push(lower, upper, id, [&](int64_t row) { return score(i, row); })) {
             queries_.raise(i, found_[i].threshold());
@@ -259,6 +265,7 @@ class Block {
     }
 
     float score(size_t i, int64_t id) {
+        ++n_rescored_;
         const float* doc = problem_.docs.row(static_cast<size_t>(id), work_.data());
         const double norm = norm_of(doc);
         const double dot = kernels_.dot(rows_.row(i), doc, problem_.docs.dim());
@@ -279,6 +286,8 @@ class Block {
     std::unique_ptr<Candidate[]> items_;
     std::vector<Candidates> found_;
     std::vector<double> norms_;
+    uint64_t n_candidates_ = 0;
+    uint64_t n_rescored_ = 0;
 };
 
 void search_group(const SearchProblem& problem, const cpu::Kernels& kernels,
@@ -327,6 +336,9 @@ void search_group(const SearchProblem& problem, const cpu::Kernels& kernels,
         }
     };
     parallel_for(plan.n_query_blocks, problem.n_threads, write_block, poll, stop);
+    if (problem.counts) {
+        for (const auto& block : blocks) block->add_counts(*problem.counts);
+    }
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -22,6 +23,12 @@ struct ExcludeView {
 
 class PackedDocs;
 
+// What the bounds of the integer scan left to do, over all queries.
+struct BoundCounts {
+    std::atomic<uint64_t> n_candidates{0};  // pairs that the scan could not rule out
+    std::atomic<uint64_t> n_rescored{0};    // pairs whose canonical score was computed
+};
+
 struct SearchProblem {
     RowSource queries;
     RowSource docs;
@@ -30,9 +37,10 @@ struct SearchProblem {
     size_t k = 1;
     Metric metric = Metric::inner_product;
     ExcludeView exclude;
-    size_t n_threads = 1;      // 0: the calling thread, for short work
-    size_t block_queries = 0;  // 0: chosen here. Never changes the answer.
-    size_t block_docs = 0;     // 0: chosen here. Never changes the answer.
+    size_t n_threads = 1;           // 0: the calling thread, for short work
+    size_t block_queries = 0;       // 0: chosen here. Never changes the answer.
+    size_t block_docs = 0;          // 0: chosen here. Never changes the answer.
+    BoundCounts* counts = nullptr;  // where a scan of integers adds its counts; may be null
 
     size_t n_workers() const { return std::max<size_t>(1, n_threads); }
 };
