@@ -12,6 +12,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("gplfast")
 
+# Tiny models are not worth a trial of every runtime; tests/models/test_runtimes.py makes them.
+os.environ["GPLFAST_PROVIDER"], os.environ["GPLFAST_PRECISION"] = "cpu", "fp32"
+
 ISAS = _core.available_isas()
 
 

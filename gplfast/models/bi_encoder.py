@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gplfast.errors import ConfigError, ModelError
+from gplfast.models import calibration
 from gplfast.models.batching import Progress, chunks, length_sorted
 from gplfast.models.cache import cache_root, cached_folder
 from gplfast.models.checkpoint import Checkpoint
@@ -14,7 +15,8 @@ from gplfast.models.cross_encoder import encoder_feed, vocabulary_rows
 from gplfast.models.export.encoder import architecture, max_positions, padding_id
 from gplfast.models.export.sentence import bi_encoder_graph
 from gplfast.models.resolve import resolve
-from gplfast.models.session import Session
+from gplfast.models.runtime import AUTO, REFERENCE, AnySession, Runtime, candidates, open_session
+from gplfast.models.session import default_threads
 from gplfast.models.tokenization import Tokenizer, max_length
 
 if TYPE_CHECKING:
@@ -30,8 +32,10 @@ Similarity = Literal["cosine", "dot"]
 class BiEncoder:
     """A bi-encoder served by ONNX Runtime; pooling, Dense and Normalize run in the graph."""
 
+    choice: calibration.Choice  # what it runs on, and why
+
     def __init__(
-        self, checkpoint: Checkpoint, session: Session, tokenizer: Tokenizer, dim: int, fingerprint: str
+        self, checkpoint: Checkpoint, session: AnySession, tokenizer: Tokenizer, dim: int, fingerprint: str
     ) -> None:
         """Use `open`, which makes the parts."""
         self.fingerprint = fingerprint
@@ -52,6 +56,8 @@ class BiEncoder:
         threads: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         pooling: str = "mean",
+        provider: str = AUTO,
+        precision: str = AUTO,
     ) -> BiEncoder:
         """Open a bi-encoder, exporting it to ONNX at first use.
 
@@ -60,6 +66,9 @@ class BiEncoder:
             threads: None takes every CPU this process may use.
             cache_dir: where exported graphs are kept; None: $GPLFAST_CACHE or ~/.cache/gplfast.
             pooling: for a plain directory only; sentence-transformers' say theirs themselves.
+            provider: "cpu", "openvino", "cuda", or "auto": the fastest here, found by a trial that is made once.
+            precision: "fp32", "bf16", "int8", or "auto": lower than fp32 only where the trial found the same passages
+                (see `calibration.MIN_OVERLAP`). The fingerprint of the embeddings says which it was.
 
         Raises:
             ModelError: an architecture or module that is not supported, or damaged files; the message says which.
@@ -70,11 +79,22 @@ class BiEncoder:
         tokenizer = Tokenizer(checkpoint, vocabulary_rows=vocabulary_rows(checkpoint))
         # Other pooling, other vectors: the graph's folder and the embeddings' fingerprint say so.
         suffix = "" if checkpoint.modules or pooling == "mean" else f"-{pooling}"
-        target = cache_root(cache_dir) / checkpoint.fingerprint / f"bi-encoder-v{_GRAPH_VERSION}{suffix}"
-        folder = cached_folder(target, lambda work: _export(checkpoint, work, pooling))
-        session = Session(folder / "model.onnx", threads=threads)
-        fingerprint = checkpoint.fingerprint + suffix
-        return cls(checkpoint, session, tokenizer, session.output_dim("embedding"), fingerprint)
+        root = cache_root(cache_dir) / checkpoint.fingerprint
+
+        def start(runtime: Runtime) -> BiEncoder:
+            int8 = runtime.precision == "int8"
+            target = root / f"bi-encoder-v{_GRAPH_VERSION}{suffix}{'-int8' * int8}"
+            folder = cached_folder(target, lambda work: _export(checkpoint, work, pooling, int8=int8))
+            session = open_session(folder / "model.onnx", runtime, threads)
+            fingerprint = checkpoint.fingerprint + suffix + runtime.suffix
+            return cls(checkpoint, session, tokenizer, session.output_dim("embedding"), fingerprint)
+
+        trial = calibration.Calibration("bi-encoder", start, _embed_items, calibration.overlap_gate)
+        found = candidates(provider, precision)
+        n_threads = threads or default_threads()
+        model, choice = trial.choose(found, REFERENCE, root, n_threads, gated=precision == AUTO)
+        model.choice = choice
+        return model
 
     def encode(
         self,
@@ -142,6 +162,11 @@ def _similarity(settings: dict[str, Any], checkpoint: Checkpoint) -> Similarity:
     raise ModelError(message)
 
 
-def _export(checkpoint: Checkpoint, folder: Path, pooling: str) -> None:
-    graph, _ = bi_encoder_graph(checkpoint, pooling)
+def _embed_items(model: BiEncoder, items: Sequence[calibration.Item]) -> tuple[Any, Any]:
+    queries, passages = ([getattr(item, name) for item in items] for name in ("query", "passage"))
+    return model.encode(queries, kind="query"), model.encode(passages)
+
+
+def _export(checkpoint: Checkpoint, folder: Path, pooling: str, *, int8: bool) -> None:
+    graph, _ = bi_encoder_graph(checkpoint, pooling, int8=int8)
     graph.save(folder / "model.onnx")

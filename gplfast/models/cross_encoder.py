@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gplfast.errors import ConfigError, ModelError, ShapeError
+from gplfast.models import calibration
 from gplfast.models.batching import Progress, chunks, length_sorted, mask_of, pad
 from gplfast.models.cache import cache_root, cached_folder
 from gplfast.models.checkpoint import Checkpoint
 from gplfast.models.export.encoder import cross_encoder_graph, max_positions, n_labels, padding_id
 from gplfast.models.resolve import resolve
-from gplfast.models.session import Session
+from gplfast.models.runtime import AUTO, REFERENCE, AnySession, Runtime, candidates, open_session
+from gplfast.models.session import default_threads
 from gplfast.models.tokenization import Encoded, Tokenizer, max_length
 
 if TYPE_CHECKING:
@@ -27,9 +29,11 @@ ACTIVATIONS = ("identity", "sigmoid")
 class CrossEncoder:
     """A cross-encoder with one output, served by ONNX Runtime."""
 
-    def __init__(self, checkpoint: Checkpoint, session: Session, tokenizer: Tokenizer) -> None:
+    choice: calibration.Choice  # what it runs on, and why
+
+    def __init__(self, checkpoint: Checkpoint, session: AnySession, tokenizer: Tokenizer, fingerprint: str) -> None:
         """Use `open`, which makes the parts."""
-        self.fingerprint = checkpoint.fingerprint
+        self.fingerprint = fingerprint
         self.max_tokens = max_length(checkpoint, max_positions(checkpoint.config)) or max_positions(checkpoint.config)
         self._session = session
         self._tokenizer = tokenizer
@@ -42,6 +46,8 @@ class CrossEncoder:
         *,
         threads: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        provider: str = AUTO,
+        precision: str = AUTO,
     ) -> CrossEncoder:
         """Open a cross-encoder, exporting it to ONNX at first use.
 
@@ -49,6 +55,9 @@ class CrossEncoder:
             name_or_path: a directory, "nano:teacher", or a hub name.
             threads: None takes every CPU this process may use.
             cache_dir: where exported graphs are kept; None: $GPLFAST_CACHE or ~/.cache/gplfast.
+            provider: "cpu", "openvino", "cuda", or "auto": the fastest here, found by a trial that is made once.
+            precision: "fp32", "bf16", "int8", or "auto": lower than fp32 only where the trial ranked pairs the same
+                (see `calibration.MIN_SPEARMAN`). The fingerprint says which it was.
 
         Raises:
             ModelError: not a cross-encoder that can be served, or not one with a single label; the message says why.
@@ -64,9 +73,21 @@ class CrossEncoder:
             raise ModelError(message)
         rows = vocabulary_rows(checkpoint)
         tokenizer = Tokenizer(checkpoint, vocabulary_rows=rows)
-        target = cache_root(cache_dir) / checkpoint.fingerprint / f"cross-encoder-v{_GRAPH_VERSION}"
-        folder = cached_folder(target, lambda work: _export(checkpoint, work))
-        return cls(checkpoint, Session(folder / "model.onnx", threads=threads), tokenizer)
+        root = cache_root(cache_dir) / checkpoint.fingerprint
+
+        def start(runtime: Runtime) -> CrossEncoder:
+            int8 = runtime.precision == "int8"
+            target = root / f"cross-encoder-v{_GRAPH_VERSION}{'-int8' * int8}"
+            folder = cached_folder(target, lambda work: _export(checkpoint, work, int8=int8))
+            session = open_session(folder / "model.onnx", runtime, threads)
+            return cls(checkpoint, session, tokenizer, checkpoint.fingerprint + runtime.suffix)
+
+        trial = calibration.Calibration("cross-encoder", start, _score_items, calibration.rank_gate)
+        found = candidates(provider, precision)
+        n_threads = threads or default_threads()
+        model, choice = trial.choose(found, REFERENCE, root, n_threads, gated=precision == AUTO)
+        model.choice = choice
+        return model
 
     def score(
         self,
@@ -127,7 +148,7 @@ class CrossEncoder:
 
 
 def encoder_feed(
-    session: Session, encoded: Encoded, batch: np.ndarray[Any, Any], padding: int
+    session: AnySession, encoded: Encoded, batch: np.ndarray[Any, Any], padding: int
 ) -> dict[str, np.ndarray[Any, Any]]:
     """The inputs of an encoder graph for some rows."""
     ids = [encoded.ids[row] for row in batch]
@@ -147,5 +168,12 @@ def vocabulary_rows(checkpoint: Checkpoint) -> int:
     return checkpoint.weights.shape(names[0])[0]
 
 
-def _export(checkpoint: Checkpoint, folder: Path) -> None:
-    cross_encoder_graph(checkpoint).save(folder / "model.onnx")
+def _score_items(model: CrossEncoder, items: Sequence[calibration.Item]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Each question with its own passage and with the next one's."""
+    queries = [item.query for item in items]
+    passages = [item.passage for item in items]
+    return model.score(queries + queries, passages + passages[1:] + passages[:1])
+
+
+def _export(checkpoint: Checkpoint, folder: Path, *, int8: bool) -> None:
+    cross_encoder_graph(checkpoint, int8=int8).save(folder / "model.onnx")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from gplfast.errors import ConfigError, ShapeError
-from gplfast.models.batching import Progress, chunks, length_sorted, mask_of, pad
+from gplfast.models import calibration
+from gplfast.models.batching import Progress, chunks, mask_of, pad
 from gplfast.models.cache import cache_root, cached_folder
 from gplfast.models.checkpoint import Checkpoint
+from gplfast.models.decoding import Decoding, Shape
 from gplfast.models.export.t5 import T5, t5_decoder_graph, t5_encoder_graph
 from gplfast.models.resolve import resolve
-from gplfast.models.sampling import Sampling, choose, uniforms
-from gplfast.models.session import Session
-from gplfast.models.tokenization import Ids, Tokenizer, max_length
+from gplfast.models.runtime import AUTO, REFERENCE, AnySession, Runtime, available, candidates, open_session, resolved
+from gplfast.models.sampling import Sampling, uniforms
+from gplfast.models.session import default_threads
+from gplfast.models.tokenization import Tokenizer, max_length
 
 if TYPE_CHECKING:
     import os
@@ -24,23 +27,25 @@ if TYPE_CHECKING:
 
 _GRAPH_VERSION = 1  # goes up when the graph of the same weights changes, so that cached ones are not used
 _DEFAULT_MAX_INPUT_TOKENS = 512  # what T5 was trained with; its relative positions set no limit of their own
-# Rows decoded at a time. On 2 cores tokens per second still grow up to about 96 rows (research/serving.md, section 2).
-_MAX_ROWS = 128
-# Finished rows are dropped once they are this share: dropping copies the cache of the others.
-_COMPACT_SHARE = 0.2
 
 Array = np.ndarray[Any, Any]
 
 
-@dataclass
-class _Passages:
-    """What the decoder reads of passages: their attention mask and each layer's cross-attention keys and values."""
+@dataclass(frozen=True)
+class Runtimes:
+    """What the two graphs run on."""
 
-    mask: Array
-    cross: dict[str, Array]
+    encoder: Runtime
+    decoder: Runtime
 
-    def take(self, docs: Array) -> _Passages:
-        return _Passages(self.mask[docs], {name: value[docs] for name, value in self.cross.items()})
+    def __str__(self) -> str:
+        """One name where both are the same."""
+        return str(self.decoder) if self.encoder == self.decoder else f"{self.encoder}+{self.decoder}"
+
+    @property
+    def suffix(self) -> str:
+        """What a fingerprint of results gets: results of another precision are others."""
+        return "" if self.encoder.precision == self.decoder.precision == "fp32" else f"-{self}"
 
 
 @dataclass(frozen=True)
@@ -53,23 +58,27 @@ class _Special:
 class QueryGenerator:
     """A T5 query generator served by ONNX Runtime."""
 
-    def __init__(self, checkpoint: Checkpoint, encoder: Session, decoder: Session, tokenizer: Tokenizer) -> None:
+    choice: calibration.Choice  # what it runs on, and why
+
+    def __init__(self, checkpoint: Checkpoint, encoder: AnySession, decoder: AnySession, tokenizer: Tokenizer) -> None:
         """Use `open`, which makes the parts."""
         t5 = T5(checkpoint)
         self.fingerprint = checkpoint.fingerprint
         self.max_input_tokens = max_length(checkpoint, None) or _DEFAULT_MAX_INPUT_TOKENS
         self._special = _special(checkpoint)
         self._encoder, self._decoder, self._tokenizer = encoder, decoder, tokenizer
-        self._n_layers, self._n_heads, self._head_dim = t5.n_decoder_layers, t5.n_heads, t5.head_dim
-        self._max_distance = t5.max_distance
-        self._vocabulary = t5.output_rows
-        parts = ("key", "value")
-        self._past_inputs = [f"past_{part}_{i}" for i in range(self._n_layers) for part in parts]
-        self._outputs = [
-            "best_logits",
-            "best_tokens",
-            *(f"{part}_{i}" for i in range(self._n_layers) for part in parts),
-        ]
+        cache = [f"{part}_{i}" for i in range(t5.n_decoder_layers) for part in ("key", "value")]
+        self._shape = Shape(
+            past_inputs=tuple(f"past_{name}" for name in cache),
+            cross_inputs=tuple(encoder.outputs),
+            outputs=("best_logits", "best_tokens", *cache),
+            n_heads=t5.n_heads,
+            head_dim=t5.head_dim,
+            max_distance=t5.max_distance,
+            vocabulary=t5.output_rows,
+            start=self._special.start,
+            end=self._special.end,
+        )
 
     @classmethod
     def open(
@@ -78,6 +87,8 @@ class QueryGenerator:
         *,
         threads: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        provider: str = AUTO,
+        precision: str = AUTO,
     ) -> QueryGenerator:
         """Open a T5 checkpoint, exporting it to ONNX at first use.
 
@@ -85,6 +96,10 @@ class QueryGenerator:
             name_or_path: a directory, "nano:generator", or a hub name.
             threads: None takes every CPU this process may use.
             cache_dir: where exported graphs are kept; None: $GPLFAST_CACHE or ~/.cache/gplfast.
+            provider: "cpu", "openvino" (the encoder alone), "cuda", or "auto": the fastest here, found by a trial that
+                is made once.
+            precision: "fp32", "bf16" (the encoder alone), "int8", or "auto": lower than fp32 only where the trial's
+                queries were as good (see `calibration.MAX_SCORE_CHANGE`).
 
         Raises:
             ModelError: not a T5 that can be served, or damaged files; the message says why.
@@ -94,10 +109,26 @@ class QueryGenerator:
         t5 = T5(checkpoint)
         end = _special(checkpoint).end[0]
         tokenizer = Tokenizer(checkpoint, vocabulary_rows=t5.input_rows, end_id=end)
-        target = cache_root(cache_dir) / checkpoint.fingerprint / f"query-generator-v{_GRAPH_VERSION}"
-        folder = cached_folder(target, lambda work: _export(t5, work))
-        encoder, decoder = (Session(folder / f"{part}.onnx", threads=threads) for part in ("encoder", "decoder"))
-        return cls(checkpoint, encoder, decoder, tokenizer)
+        root = cache_root(cache_dir) / checkpoint.fingerprint
+
+        def part(name: str, runtime: Runtime) -> AnySession:
+            int8 = runtime.precision == "int8"
+            target = root / f"query-generator-v{_GRAPH_VERSION}{'-int8' * int8}"
+            folder = cached_folder(target, lambda work: _export(t5, work, int8=int8))
+            return open_session(folder / f"{name}.onnx", runtime, threads)
+
+        def start(runtimes: Runtimes) -> QueryGenerator:
+            model = cls(checkpoint, part("encoder", runtimes.encoder), part("decoder", runtimes.decoder), tokenizer)
+            model.fingerprint += runtimes.suffix
+            return model
+
+        trial = calibration.Calibration("query-generator", start, _generate_for_items, QueryGate(threads, cache_dir))
+        found = runtimes(provider, precision)
+        reference = Runtimes(REFERENCE, REFERENCE)
+        n_threads = threads or default_threads()
+        model, choice = trial.choose(found, reference, root, n_threads, gated=precision == AUTO)
+        model.choice = choice
+        return model
 
     def generate(
         self,
@@ -132,104 +163,44 @@ class QueryGenerator:
             ConfigError: n_samples, seed, an item or max_input_tokens out of range.
         """
         limit = self.max_input_tokens if max_input_tokens is None else max_input_tokens
-        _check(len(texts), n_samples, seed, items, limit)
+        if len(items) != len(texts):
+            message = f"generate: items has {len(items)} numbers but texts has {len(texts)} passages; give one for each"
+            raise ShapeError(message)
+        _check(n_samples, seed, items, limit, batch_size)
         sampling = Sampling() if sampling is None else sampling
-        queries: list[list[str]] = [[] for _ in texts]
-        done = 0
-        docs_at_a_time = max(1, min(batch_size, _MAX_ROWS // n_samples)) if batch_size >= 1 else batch_size
+        tokens: list[list[list[int]]] = [[[] for _ in range(n_samples)] for _ in texts]
+        n_done = 0
+
+        def done(row: int, sample: int, found: list[int]) -> None:
+            nonlocal n_done
+            tokens[row][sample] = found
+            n_done += 1
+            if progress is not None and n_done % n_samples == 0:
+                progress(n_done // n_samples, len(texts))
+
+        def noise(row: int, sample: int) -> Array:
+            return uniforms(seed, int(items[row]), sample, sampling.max_new_tokens)
+
+        decoding = Decoding(self._decoder, self._shape, self._encode, sampling, encode_at_once=batch_size)
         for part in chunks(len(texts)):
-            encoded = self._tokenizer.encode(texts[part], limit)
-            for batch in length_sorted(encoded.lengths, docs_at_a_time):
-                rows = part.start + batch
-                numbers = [int(items[row]) for row in rows]
-                generated = self._generate_batch([encoded.ids[i] for i in batch], numbers, n_samples, sampling, seed)
-                for row, found in zip(rows, generated, strict=True):
-                    queries[row] = found
-                done += len(batch)
-                if progress is not None:
-                    progress(done, len(texts))
-        return queries
+            decoding.run(self._tokenizer.encode(texts[part], limit).ids, n_samples, noise, done, first=part.start)
+        flat = self._tokenizer.decode([row for rows in tokens for row in rows])
+        return [flat[start : start + n_samples] for start in range(0, len(flat), n_samples)]
 
-    def _generate_batch(
-        self, ids: list[Ids], items: list[int], n_samples: int, sampling: Sampling, seed: int
-    ) -> list[list[str]]:
-        """All samples of some passages, at most _MAX_ROWS rows at a time."""
+    def _encode(self, ids: list[Array]) -> tuple[Array, list[Array]]:
+        """The mask, and each layer's cross-attention keys and values."""
         mask = mask_of(ids)
-        outputs = self._encoder.run({"input_ids": pad(ids, self._special.pad), "attention_mask": mask})
-        passages = _Passages(mask, dict(zip(self._encoder.outputs, outputs, strict=True)))
-        found: list[list[str]] = [[] for _ in ids]
-        samples_at_a_time = max(1, _MAX_ROWS // len(ids))
-        for first in range(0, n_samples, samples_at_a_time):
-            samples = range(first, min(first + samples_at_a_time, n_samples))
-            docs = np.repeat(np.arange(len(ids)), len(samples))
-            steps = sampling.max_new_tokens
-            noise = np.stack([uniforms(seed, item, sample, steps) for item in items for sample in samples])
-            rows = self._decode(passages, docs, noise, sampling)
-            for doc, text in zip(docs, self._tokenizer.decode(rows), strict=True):
-                found[doc].append(text)
-        return found
-
-    def _decode(self, passages: _Passages, docs: Array, noise: Array, sampling: Sampling) -> list[list[int]]:
-        """Decode one row per entry of `docs` (its passage), until all have ended.
-
-        Rows that have ended are dropped with their share of the cache, passages with their last row.
-        """
-        n_best = self._vocabulary if sampling.top_k == 0 else min(sampling.top_k, self._vocabulary)
-        n_best = 1 if sampling.greedy else n_best
-        written = np.full((len(docs), sampling.max_new_tokens), self._special.end[0], np.int64)
-        alive = np.arange(len(docs))
-        ended = np.zeros(len(docs), bool)
-        tokens = np.full(len(docs), self._special.start, np.int32)
-        past = [np.zeros((len(docs), self._n_heads, 0, self._head_dim), np.float32) for _ in self._past_inputs]
-        feed = self._passage_feed(passages, docs)
-        for step in range(sampling.max_new_tokens):
-            feed |= {"tokens": tokens, "distances": self._distances(step), "n_best": np.array([n_best])}
-            logits, best, *past = self._decoder.run(
-                feed | dict(zip(self._past_inputs, past, strict=True)), self._outputs
-            )
-            chosen = choose(logits, best, noise[alive, step], sampling)
-            written[alive[~ended], step] = chosen[~ended]
-            ended |= np.isin(chosen, self._special.end)
-            if ended.all():
-                break
-            tokens = chosen.astype(np.int32)
-            if ended.mean() >= _COMPACT_SHARE:
-                kept = np.flatnonzero(~ended)
-                left, docs = np.unique(docs[kept], return_inverse=True)
-                passages = passages.take(left)
-                past = [value[kept] for value in past]
-                alive, ended, tokens = alive[kept], ended[kept], tokens[kept]
-                feed = self._passage_feed(passages, docs)
-        return [_until(row, self._special.end) for row in written.tolist()]
-
-    def _distances(self, step: int) -> Array:
-        return np.minimum(np.arange(step, -1, -1, dtype=np.int32), self._max_distance)[None, :]
-
-    def _passage_feed(self, passages: _Passages, docs: Array) -> dict[str, Array]:
-        """Cross-attention inputs, and the grouping of rows by passage (`docs` is ascending)."""
-        counts = np.bincount(docs, minlength=len(passages.mask))
-        sample = np.arange(len(docs)) - np.repeat(np.cumsum(counts) - counts, counts)
-        slots = np.zeros((len(passages.mask), counts.max()), np.int32)
-        slots[docs, sample] = np.arange(len(docs))
-        row_slots = (docs * slots.shape[1] + sample).astype(np.int32)
-        return {"attention_mask": passages.mask, "slots": slots, "row_slots": row_slots, **passages.cross}
+        return mask, self._encoder.run({"input_ids": pad(ids, self._special.pad), "attention_mask": mask})
 
 
-def _until(row: list[int], end: tuple[int, ...]) -> list[int]:
-    stops = [row.index(token) for token in end if token in row]
-    return row[: min(stops)] if stops else row
-
-
-def _check(n_texts: int, n_samples: int, seed: int, items: Sequence[int], max_input_tokens: int) -> None:
-    if len(items) != n_texts:
-        message = f"generate: items has {len(items)} numbers but texts has {n_texts} passages; give one for each"
-        raise ShapeError(message)
+def _check(n_samples: int, seed: int, items: Sequence[int], max_input_tokens: int, batch_size: int) -> None:
     wrong = next((item for item in items if not 0 <= item < 2**63), 0)
     checks = (
         (n_samples >= 1, "n_samples", n_samples, "at least 1"),
         (0 <= seed < 2**64, "seed", seed, "between 0 and 2**64 - 1"),
         (wrong == 0, "an item", wrong, "between 0 and 2**63 - 1"),
         (max_input_tokens >= 2, "max_input_tokens", max_input_tokens, "at least 2"),
+        (batch_size >= 1, "batch_size", batch_size, "at least 1"),
     )
     for fine, name, value, rule in checks:
         if not fine:
@@ -247,6 +218,68 @@ def _special(checkpoint: Checkpoint) -> _Special:
     return _Special(pad_id if start is None else int(start), pad_id, ends)
 
 
-def _export(t5: T5, folder: Path) -> None:
-    t5_encoder_graph(t5).save(folder / "encoder.onnx")
-    t5_decoder_graph(t5).save(folder / "decoder.onnx")
+def runtimes(provider: str, precision: str) -> list[Runtimes]:
+    """The pairs of runtimes that a choice leaves, the most exact first.
+
+    The decoder always runs on ONNX Runtime: its shapes change with every step. int8 is of the decoder, and of the
+    encoder integers or bfloat16, whichever is faster; bf16 is of the encoder alone.
+
+    Raises:
+        ConfigError, MissingExtraError, UnavailableError: see `candidates`.
+    """
+    provider, precision = resolved(provider, precision)
+    encoders = candidates(provider, precision)
+    if encoders[0].provider == "cuda":
+        return [Runtimes(encoders[0], encoders[0])]
+    int8 = Runtime("cpu", "int8")
+    found = [Runtimes(one, REFERENCE) for one in encoders if one != int8]
+    if precision in {AUTO, "int8"} and int8 in encoders:
+        lower = (one for one in available() if one.precision != "fp32" and provider in {AUTO, one.provider})
+        found += [Runtimes(one, int8) for one in lower]
+    return found
+
+
+class QueryGate:
+    """The mean score that the bundled teacher gives to (query, its passage), against that of float32's queries."""
+
+    def __init__(self, threads: int | None, cache_dir: str | os.PathLike[str] | None) -> None:
+        """The teacher is opened when it is first needed."""
+        self._threads, self._cache_dir = threads, cache_dir
+
+    def __call__(self, expected: Queries, found: Queries) -> tuple[calibration.Gate, bool]:
+        """Figures, and whether the change is within `calibration.MAX_SCORE_CHANGE`."""
+        from gplfast.models.cross_encoder import CrossEncoder
+
+        teacher = CrossEncoder.open(
+            "nano:teacher", threads=self._threads, cache_dir=self._cache_dir, provider="cpu", precision="fp32"
+        )
+        means = [
+            float(teacher.score(one.queries, one.passages, activation="sigmoid").mean()) for one in (expected, found)
+        ]
+        same = float(np.mean([a == b for a, b in zip(expected.queries, found.queries, strict=True)]))
+        change = means[1] / means[0] - 1
+        figures = {
+            "mean_score_fp32": round(means[0], 4),
+            "mean_score": round(means[1], 4),
+            "same_queries": round(same, 4),
+        }
+        return figures, abs(change) <= calibration.MAX_SCORE_CHANGE
+
+
+class Queries(NamedTuple):
+    """Generated queries, each with its passage."""
+
+    queries: list[str]
+    passages: list[str]
+
+
+def _generate_for_items(model: QueryGenerator, items: Sequence[calibration.Item]) -> Queries:
+    passages = [item.passage for item in items]
+    sampling = Sampling(max_new_tokens=32)
+    found = model.generate(passages, 3, sampling=sampling, seed=0, items=range(len(items)), max_input_tokens=128)
+    return Queries([query for queries in found for query in queries], [text for text in passages for _ in range(3)])
+
+
+def _export(t5: T5, folder: Path, *, int8: bool) -> None:
+    t5_encoder_graph(t5, int8=int8).save(folder / "encoder.onnx")
+    t5_decoder_graph(t5, int8=int8).save(folder / "decoder.onnx")

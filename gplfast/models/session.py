@@ -82,7 +82,7 @@ class Session:
             self._session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[provider]])
         except Exception as error:  # onnxruntime has no common base class for load errors
             message = (
-                f"session: {path} cannot be loaded by onnxruntime {ort.__version__}: {_first_line(error)}; "
+                f"session: {path} cannot be loaded by onnxruntime {ort.__version__}: {first_line(error)}; "
                 "delete that folder to have it exported again"
             )
             raise ModelError(message) from error
@@ -126,5 +126,6 @@ def info() -> dict[str, Any]:
     return {"installed": installed, "providers": providers, "threads": default_threads(), "conflict": conflict}
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, without the stack that some libraries put behind it."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

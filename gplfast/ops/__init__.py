@@ -13,7 +13,7 @@ memory-mapped and larger than RAM, and are never modified. The GIL is released, 
 from __future__ import annotations
 
 from gplfast.ops.exact_search import Hits, Metric, merge_hits, search
-from gplfast.ops.extension import _core, available_threads, forced_isa, info, measure_peak
+from gplfast.ops.extension import _core, available_isas, available_threads, forced_isa, info, measure_peak
 from gplfast.ops.gram_lists import Gram, gram
 from gplfast.ops.index import Index
 from gplfast.ops.margin_lists import Margins, margins
@@ -27,6 +27,7 @@ __all__ = [
     "Margins",
     "Metric",
     "_core",
+    "available_isas",
     "available_threads",
     "dedup",
     "forced_isa",

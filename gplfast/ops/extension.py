@@ -37,6 +37,11 @@ def available_threads() -> int:
     return _core.available_threads()
 
 
+def available_isas() -> list[str]:
+    """Instruction sets that this machine and build have, the best last."""
+    return _core.available_isas()
+
+
 @contextlib.contextmanager
 def forced_isa(name: str) -> Iterator[None]:
     """Use one instruction set inside, in the whole process; for measurements. An empty name: the usual one.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gplfast.errors import ConfigError, ShapeError
-from gplfast.models import QueryGenerator, Sampling
+from gplfast.models import QueryGenerator, Sampling, decoding
 from gplfast.models.export.graph import relative_buckets
 from gplfast.models.sampling import choose, keep_mask, softmax, uniforms
 
@@ -72,14 +72,14 @@ def test_best_logits_of_each_step_equal_torch(kind, t5s, model_cache):
         "slots": rows[:, None],
         "row_slots": rows,
     }
-    past = [
-        np.zeros((len(rows), generator._n_heads, 0, generator._head_dim), np.float32) for _ in generator._past_inputs
-    ]
+    shape = generator._shape
+    past = [np.zeros((len(rows), shape.n_heads, 0, shape.head_dim), np.float32) for _ in shape.past_inputs]
     found = []
     for step in range(forced.shape[1]):
-        feed |= {"tokens": forced[:, step].astype(np.int32), "distances": generator._distances(step)}
-        feed |= {"n_best": np.array([128]), **dict(zip(generator._past_inputs, past, strict=True))}
-        logits, tokens, *past = generator._decoder.run(feed, generator._outputs)
+        distances = np.minimum(np.arange(step, -1, -1, dtype=np.int32), shape.max_distance)[None, :]
+        feed |= {"tokens": forced[:, step].astype(np.int32), "distances": distances}
+        feed |= {"n_best": np.array([128]), **dict(zip(shape.past_inputs, past, strict=True))}
+        logits, tokens, *past = generator._decoder.run(feed, shape.outputs)
         found.append(np.take_along_axis(logits, np.argsort(tokens), 1))
     # unscaled attention over random weights amplifies rounding, in torch too: the measure is torch's own float32 error
     allowed = 2 * np.abs(rounded - exact).max()
@@ -104,11 +104,11 @@ def test_samples_do_not_depend_on_batches_or_order(kind, top_k, t5s, model_cache
     assert other != whole
 
 
-def test_many_samples_of_a_passage_are_split(t5s, model_cache, monkeypatch):
+def test_more_samples_than_rows(t5s, model_cache, monkeypatch):
     generator = QueryGenerator.open(t5s["v1.0"], cache_dir=model_cache)
     sampling = Sampling(max_new_tokens=6)
     whole = generator.generate(PASSAGES[:3], 20, sampling=sampling, seed=1, items=[0, 1, 2])
-    monkeypatch.setattr("gplfast.models.query_generator._MAX_ROWS", 7)
+    monkeypatch.setattr(decoding, "MAX_ROWS", 7)
     seen: list[tuple[int, int]] = []
     split = generator.generate(
         PASSAGES[:3], 20, sampling=sampling, seed=1, items=[0, 1, 2], progress=lambda *at: seen.append(at)
@@ -117,16 +117,28 @@ def test_many_samples_of_a_passage_are_split(t5s, model_cache, monkeypatch):
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_dropping_finished_rows_changes_nothing(t5s, model_cache, monkeypatch):
-    generator = QueryGenerator.open(t5s["v1.1"], cache_dir=model_cache)
-    sampling = Sampling(top_k=0, top_p=1.0, temperature=3.0, max_new_tokens=40)
-    found = {}
-    for share in (1e-9, 0.5, 2.0):
-        monkeypatch.setattr("gplfast.models.query_generator._COMPACT_SHARE", share)
-        found[share] = generator.generate(PASSAGES, 4, sampling=sampling, seed=3, items=ITEMS)
-    lengths = {len(query.split()) for queries in found[2.0] for query in queries}
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"MAX_ROWS": 1},
+        {"MAX_ROWS": 5, "_REFILL_SHARE": 1e-9, "_TRIM_POSITIONS": 1, "_SHRINK_SHARE": 1e-9},
+        {"MAX_ROWS": 9, "_REFILL_SHARE": 0.5, "_TRIM_POSITIONS": 3, "_PASSAGES_PER_FULL_ONE": 0.5},
+        {"MAX_ROWS": 9, "_REFILL_SHARE": 1.0, "_TRIM_POSITIONS": 1000, "_SHRINK_SHARE": 2.0},
+        {"MAX_ROWS": 16, "MAX_PASSAGE_BYTES": 1},
+    ],
+)
+@pytest.mark.parametrize("kind", ["v1.0", "v1.1"])
+def test_rows_that_leave_and_enter_change_nothing(kind, limits, t5s, model_cache, monkeypatch):
+    """Every way of keeping the batch full gives what each passage gives alone."""
+    generator = QueryGenerator.open(t5s[kind], cache_dir=model_cache)
+    options = {"sampling": Sampling(top_k=0, top_p=1.0, temperature=3.0, max_new_tokens=40), "seed": 3}
+    texts = [*PASSAGES, PASSAGES[3] + " " + PASSAGES[2]] * 3  # different lengths: places are moved to smaller arrays
+    alone = [generator.generate([text], 4, items=[item], **options)[0] for item, text in enumerate(texts)]
+    lengths = {len(query.split()) for queries in alone for query in queries}
     assert len(lengths) > 5, "the test needs rows that end at different steps"
-    assert found[1e-9] == found[0.5] == found[2.0]
+    for name, value in limits.items():
+        monkeypatch.setattr(decoding, name, value)
+    assert generator.generate(texts, 4, items=range(len(texts)), batch_size=2, **options) == alone
 
 
 def test_end_token_is_appended_where_the_tokenizer_does_not(t5s, model_cache, copied):

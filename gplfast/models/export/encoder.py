@@ -224,7 +224,7 @@ class EncoderGraph:
 
     def _dense(self, value: str, name: str, activation: str) -> str:
         weight, bias = self._weight(name + ".weight", own=False), self._weight(name + ".bias", own=False)
-        return activate(self.graph, self.graph.linear(value, name, weight, bias), activation)
+        return activate(self.graph, self.graph.linear(value, name, weight, bias, exact=True), activation)
 
 
 def n_labels(checkpoint: Checkpoint) -> int:
@@ -243,9 +243,9 @@ def n_labels(checkpoint: Checkpoint) -> int:
     return checkpoint.weights.shape(head)[0]
 
 
-def cross_encoder_graph(checkpoint: Checkpoint) -> Graph:
+def cross_encoder_graph(checkpoint: Checkpoint, *, int8: bool = False) -> Graph:
     """From a pair's token ids to `logits` (batch, n_labels) float32."""
-    graph = Graph("cross-encoder")
+    graph = Graph("cross-encoder", int8=int8)
     encoder = EncoderGraph(graph, checkpoint)
     logits = encoder.logits(encoder.hidden_states())
     graph.output(logits, "logits", np.float32, ("batch", n_labels(checkpoint)))

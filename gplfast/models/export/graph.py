@@ -23,6 +23,7 @@ _MICROSOFT = {
     "SkipSimplifiedLayerNormalization",
     "BiasGelu",
     "FastGelu",
+    "DynamicQuantizeMatMul",
 }
 MASKED = -1e9  # an attention score that is masked; finite, so that a row without any key gives no NaN
 
@@ -44,10 +45,17 @@ def import_onnx() -> ModuleType:
 class Graph:
     """Collects nodes, weights, inputs and outputs, and writes them as one ONNX model."""
 
-    def __init__(self, name: str) -> None:
-        """Start an empty graph."""
+    def __init__(self, name: str, *, int8: bool = False) -> None:
+        """Start an empty graph.
+
+        Args:
+            name: of the graph.
+            int8: `linear` keeps weights as int8 with a scale per output, and multiplies integers: the values going in
+                are rounded to 8 bits at run time, with one scale for the whole batch.
+        """
         self._onnx = import_onnx()
         self._name = name
+        self.int8 = int8
         self._nodes: list[Any] = []
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
@@ -92,9 +100,20 @@ class Graph:
         return names
 
     def linear(
-        self, value: str, name: str, weight: np.ndarray[Any, Any], bias: np.ndarray[Any, Any] | None = None
+        self,
+        value: str,
+        name: str,
+        weight: np.ndarray[Any, Any],
+        bias: np.ndarray[Any, Any] | None = None,
+        *,
+        exact: bool = False,
     ) -> str:
-        """X @ weight.T + bias, for torch's (out, in) layout."""
+        """X @ weight.T + bias, for torch's (out, in) layout; `exact` in float32 even in a graph of integers."""
+        if self.int8 and not exact:
+            rounded, scales = quantized(weight)
+            inputs = [value, self.weight(f"{name}.weight.int8", rounded.T), self.weight(f"{name}.scales", scales)]
+            inputs += [] if bias is None else ["", self.weight(f"{name}.bias", bias)]
+            return self.op("DynamicQuantizeMatMul", *inputs)
         product = self.op("MatMul", value, self.weight(f"{name}.weight.T", weight.T))
         return product if bias is None else self.op("Add", product, self.weight(f"{name}.bias", bias))
 
@@ -113,6 +132,22 @@ class Graph:
     def _value_info(self, name: str, dtype: type[np.generic], shape: Sequence[int | str]) -> Any:  # noqa: ANN401  (onnx has no types)
         element = self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         return self._onnx.helper.make_tensor_value_info(name, element, list(shape))
+
+
+def quantized(
+    weight: np.ndarray[Any, Any],
+) -> tuple[np.ndarray[Any, np.dtype[np.int8]], np.ndarray[Any, np.dtype[np.float32]]]:
+    """Weights as integers from -127 to 127 with a scale per row: weight is about rounded * scales[:, None].
+
+    Args:
+        weight: (out, in) float32.
+
+    Returns:
+        (out, in) int8 and (out,) float32; a row of zeros has scale 1.
+    """
+    largest = np.abs(weight).max(axis=1)
+    scales = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
+    return np.rint(weight / scales[:, None]).astype(np.int8), scales
 
 
 def activate(graph: Graph, value: str, activation: str, bias: str | None = None) -> str:

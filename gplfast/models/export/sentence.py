@@ -53,7 +53,7 @@ def pooling_config(checkpoint: Checkpoint, plain: str = "mean") -> dict[str, Any
     return {"pooling_mode": plain}
 
 
-def bi_encoder_graph(checkpoint: Checkpoint, plain_pooling: str = "mean") -> tuple[Graph, int]:
+def bi_encoder_graph(checkpoint: Checkpoint, plain_pooling: str = "mean", *, int8: bool = False) -> tuple[Graph, int]:
     """From token ids to `embedding` (batch, dim) float32.
 
     Where the Pooling module leaves prompts out, the graph takes a further input pooling_mask, int32 (batch, sequence).
@@ -64,7 +64,7 @@ def bi_encoder_graph(checkpoint: Checkpoint, plain_pooling: str = "mean") -> tup
     Raises:
         ModelError: a module that is not supported.
     """
-    graph = Graph("bi-encoder")
+    graph = Graph("bi-encoder", int8=int8)
     encoder = EncoderGraph(graph, checkpoint)
     value, dim = encoder.hidden_states(), encoder.dim
     modules = checkpoint.modules or [{"type": "Transformer", "path": ""}, {"type": "Pooling", "path": ""}]
@@ -136,7 +136,7 @@ def _dense(graph: Graph, value: str, folder: Path, name: str) -> tuple[str, int]
         raise ModelError(message)
     weights = Weights([folder / "model.safetensors"])
     bias = weights["linear.bias"] if config.get("bias", True) else None
-    product = graph.linear(value, f"{name}.linear", weights["linear.weight"], bias)
+    product = graph.linear(value, f"{name}.linear", weights["linear.weight"], bias, exact=True)
     return activate(graph, product, _ACTIVATIONS[activation]), weights.shape("linear.weight")[0]
 
 

@@ -95,13 +95,13 @@ class T5:
         return outputs[3], outputs[0]
 
 
-def t5_encoder_graph(t5: T5) -> Graph:
+def t5_encoder_graph(t5: T5, *, int8: bool = False) -> Graph:
     """From input_ids and attention_mask, int32 (batch, sequence), to what the decoder needs of a passage.
 
     Outputs cross_key_i and cross_value_i for each decoder layer: (batch, n_heads, sequence, head_dim) float32. They are
     computed once per passage and shared by all its samples and steps.
     """
-    graph = Graph("t5-encoder")
+    graph = Graph("t5-encoder", int8=int8)
     ids = graph.input("input_ids", np.int32, ("batch", "sequence"))
     mask = graph.input("attention_mask", np.int32, ("batch", "sequence"))
     hidden = graph.op("Gather", graph.weight("shared.weight", t5.embeddings), ids, axis=0)
@@ -130,7 +130,7 @@ def t5_encoder_graph(t5: T5) -> Graph:
     return graph
 
 
-def t5_decoder_graph(t5: T5) -> Graph:
+def t5_decoder_graph(t5: T5, *, int8: bool = False) -> Graph:
     """One step of decoding for a batch of rows, each a sample of one of `n_docs` passages.
 
     Inputs: tokens int32 (rows,); distances int32 (rows or 1, past + 1): how far back each cached position lies, at
@@ -143,7 +143,7 @@ def t5_decoder_graph(t5: T5) -> Graph:
     Outputs: best_logits float32 and best_tokens int64, (rows, n_best), descending, ties to the lower token;
     key_i, value_i (rows, n_heads, past + 1, head_dim).
     """
-    graph = Graph("t5-decoder")
+    graph = Graph("t5-decoder", int8=int8)
     tokens = graph.input("tokens", np.int32, ("rows",))
     hidden = graph.op("Gather", graph.weight("shared.weight", t5.embeddings), tokens, axis=0)
     hidden = graph.op("Unsqueeze", hidden, graph.constant([1]))
@@ -230,8 +230,12 @@ def _best_tokens(graph: Graph, t5: T5, normed: str) -> None:
     """Logits and their top n_best, in the graph: sorting 32 k logits per row outside would cost as much as the step."""
     flat = graph.op("Squeeze", normed, graph.constant([1]))
     own = t5.output_embeddings
-    matrix = "shared.weight" if own is None else graph.weight("lm_head.weight", own)
-    logits = graph.op("Gemm", flat, matrix, transB=1, alpha=t5.logit_scale)
+    if graph.int8:
+        matrix = t5.embeddings if own is None else own
+        logits = graph.linear(flat, "lm_head", matrix * np.float32(t5.logit_scale))
+    else:
+        name = "shared.weight" if own is None else graph.weight("lm_head.weight", own)
+        logits = graph.op("Gemm", flat, name, transB=1, alpha=t5.logit_scale)
     n_best = graph.input("n_best", np.int64, (1,))
     values, tokens = graph.op_n("TopK", (logits, n_best), 2, {"axis": -1, "largest": 1, "sorted": 1})
     graph.output(values, "best_logits", np.float32, ("rows", "n_best"))

@@ -1,0 +1,275 @@
+"""Decoding with a batch that stays full: rows that have ended leave it, other samples and passages take their places.
+
+Nothing of the other rows is copied for that. A passage's cross-attention keys and values lie in a place of their own
+in arrays that live as long as the batch. A row that takes another's place inherits its cached keys and values, which
+the position bias hides from it; a cache is cut only at its front, once no row looks back so far.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from gplfast.models.sampling import Sampling, choose
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gplfast.models.runtime import AnySession
+    from gplfast.models.tokenization import Ids
+
+Array = np.ndarray[Any, Any]
+
+# Rows decoded at a time. Measured with t5-small of integers on 2 cores: 12 rows give 4,000 tokens/s, 48 give 5,800 and
+# 96 give 6,500 (research/serving.md, section 2, finds the same shape). With the nano generator, 64 to 256 rows, refills
+# at 6 to 25 % and shrinking at 20 to 50 % differ by less than 10 % of CPU time.
+MAX_ROWS = 128
+# What the passages in the batch may take: t5-base needs 9.4 MB for one of 128 tokens.
+MAX_PASSAGE_BYTES = 1 << 30
+# Passages stay until their last sample has ended: more of them are in the batch than its rows divided by the samples.
+_PASSAGES_PER_FULL_ONE = 1.25
+# Passages are taken in when this share of the rows is free: each time costs a run of the encoder.
+_REFILL_SHARE = 0.125
+# The front of the cache is cut off when so many positions of it are of no row: cutting copies the rest.
+_TRIM_POSITIONS = 8
+# With nothing left to take in, rows are dropped once this share is free.
+_SHRINK_SHARE = 0.2
+
+
+class Encode(Protocol):
+    """Encodes passages."""
+
+    def __call__(self, ids: list[Ids]) -> tuple[Array, list[Array]]:
+        """Attention mask (n, sequence) int32, and each cross-attention array (n, n_heads, sequence, head_dim)."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the loop needs to know of a decoder graph."""
+
+    past_inputs: tuple[str, ...]
+    cross_inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    n_heads: int
+    head_dim: int
+    max_distance: int
+    vocabulary: int
+    start: int
+    end: tuple[int, ...]
+
+    def passage_bytes(self, n_tokens: int) -> int:
+        """Of one passage's keys and values."""
+        return len(self.cross_inputs) * self.n_heads * self.head_dim * n_tokens * 4
+
+
+class _Passages:
+    """Places for passages: their mask and cross-attention arrays, each at its own index."""
+
+    def __init__(self, n_places: int, n_tokens: int, shape: Shape) -> None:
+        self.mask = np.zeros((n_places, n_tokens), np.int32)
+        full = (n_places, shape.n_heads, n_tokens, shape.head_dim)
+        self.cross = [np.zeros(full, np.float32) for _ in shape.cross_inputs]
+        self.number = np.full(n_places, -1)  # which passage is there
+        self.to_start = np.zeros(n_places, np.int64)  # samples of it that have no row yet
+        self.running = np.zeros(n_places, np.int64)  # samples of it that have one
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.mask.shape[1])
+
+    def free(self) -> Array:
+        return np.flatnonzero(self.number < 0)
+
+    def put(self, places: Array, numbers: Sequence[int], n_samples: int, mask: Array, cross: list[Array]) -> None:
+        n_tokens = mask.shape[1]
+        self.mask[places] = 0
+        self.mask[places, :n_tokens] = mask
+        for array, values in zip(self.cross, cross, strict=True):
+            array[places, :, :n_tokens] = values
+        self.number[places] = numbers
+        self.to_start[places] = n_samples
+        self.running[places] = 0
+
+    def take(self, places: Array, n_places: int, n_tokens: int, shape: Shape) -> _Passages:
+        """A copy of some places, in their order, with room for `n_places` and `n_tokens`."""
+        copy = _Passages(n_places, n_tokens, shape)
+        n = len(places)
+        copy.mask[:n] = self.mask[places, :n_tokens]
+        for new, old in zip(copy.cross, self.cross, strict=True):
+            new[:n] = old[places, :, :n_tokens]
+        for name in ("number", "to_start", "running"):
+            getattr(copy, name)[:n] = getattr(self, name)[places]
+        return copy
+
+
+class Decoding:
+    """One pass over some passages."""
+
+    def __init__(
+        self, session: AnySession, shape: Shape, encode: Encode, sampling: Sampling, *, encode_at_once: int
+    ) -> None:
+        """Nothing runs yet; see `run`."""
+        self._session, self._shape, self._encode, self._sampling = session, shape, encode, sampling
+        self._encode_at_once = encode_at_once
+        n_best = shape.vocabulary if sampling.top_k == 0 else min(sampling.top_k, shape.vocabulary)
+        self._n_best = np.array([1 if sampling.greedy else n_best])
+
+    def run(
+        self,
+        ids: Sequence[Ids],
+        n_samples: int,
+        noise: Callable[[int, int], Array],
+        done: Callable[[int, int, list[int]], None],
+        *,
+        first: int = 0,
+    ) -> None:
+        """Decode `n_samples` rows of each passage; the longest passages come first.
+
+        Args:
+            ids: tokens of each passage.
+            n_samples: rows of each.
+            noise: of (passage, sample): (max_new_tokens,) float64 in [0, 1).
+            done: called with (passage, sample, tokens without the end) when a row has ended, in no particular order.
+            first: number of the first passage, as `noise` and `done` are given it.
+        """
+        if not len(ids):
+            return
+        self._ids, self._n_samples, self._noise_of, self._done, self._first = ids, n_samples, noise, done, first
+        self._waiting = deque(sorted(range(len(ids)), key=lambda i: -len(ids[i])))
+        longest = len(ids[self._waiting[0]])
+        wanted = min(MAX_ROWS, len(ids) * n_samples)
+        most = max(1, MAX_PASSAGE_BYTES // self._shape.passage_bytes(longest))
+        n_places = min(int(np.ceil(wanted / n_samples * _PASSAGES_PER_FULL_ONE)), len(ids), most)
+        self._passages = _Passages(n_places, longest, self._shape)
+        self._make_rows(min(wanted, n_places * n_samples))
+        self._fill()
+        while self._alive.any():
+            self._step()
+            n_free = len(self._alive) - int(self._alive.sum())
+            if self._has_more() and n_free >= max(1, int(_REFILL_SHARE * len(self._alive))):
+                self._fill()
+            elif not self._has_more() and n_free >= _SHRINK_SHARE * len(self._alive):
+                self._shrink()
+
+    def _make_rows(self, n_rows: int) -> None:
+        self._place = np.zeros(n_rows, np.int64)  # of its passage
+        self._sample = np.zeros(n_rows, np.int64)
+        self._age = np.zeros(n_rows, np.int64)  # tokens decoded so far
+        self._alive = np.zeros(n_rows, bool)
+        self._tokens = np.full(n_rows, self._shape.start, np.int32)
+        self._noise = np.zeros((n_rows, self._sampling.max_new_tokens))
+        self._written = np.zeros((n_rows, self._sampling.max_new_tokens), np.int64)
+        empty = (n_rows, self._shape.n_heads, 0, self._shape.head_dim)
+        self._past = [np.zeros(empty, np.float32) for _ in self._shape.past_inputs]
+
+    def _has_more(self) -> bool:
+        return bool(self._waiting) or bool(self._passages.to_start.any())
+
+    def _fill(self) -> None:
+        """Start waiting samples in free rows, those of passages that are here first."""
+        free = deque(np.flatnonzero(~self._alive).tolist())
+        self._start_samples(free)
+        while free and self._waiting and len(self._passages.free()):
+            self._take_in(-(-len(free) // self._n_samples))
+            self._start_samples(free)
+        self._group()
+
+    def _start_samples(self, free: deque[int]) -> None:
+        passages = self._passages
+        for place in np.flatnonzero(passages.to_start):
+            while free and passages.to_start[place]:
+                row, sample = free.popleft(), self._n_samples - int(passages.to_start[place])
+                self._place[row], self._sample[row], self._age[row], self._alive[row] = place, sample, 0, True
+                self._tokens[row] = self._shape.start
+                self._noise[row] = self._noise_of(self._first + int(passages.number[place]), sample)
+                passages.to_start[place] -= 1
+                passages.running[place] += 1
+
+    def _take_in(self, wanted: int) -> None:
+        """Encode some waiting passages into free places."""
+        places = self._passages.free()[: min(wanted, self._encode_at_once, len(self._waiting))]
+        numbers = [self._waiting.popleft() for _ in places]
+        live = np.flatnonzero(self._passages.number >= 0)
+        needed = max([len(self._ids[numbers[0]]), self._longest(live)])
+        if needed <= 0.75 * self._passages.n_tokens:  # they come in order of length: attention to padding is wasted
+            self._move(live, len(self._passages.number), needed)
+            places = self._passages.free()[: len(numbers)]
+        self._passages.put(places, numbers, self._n_samples, *self._encode([self._ids[i] for i in numbers]))
+
+    def _longest(self, places: Array) -> int:
+        return max((len(self._ids[i]) for i in self._passages.number[places]), default=1)
+
+    def _move(self, live: Array, n_places: int, n_tokens: int) -> None:
+        """Bring the passages that are still needed to smaller arrays."""
+        new_place = np.zeros(len(self._passages.number), np.int64)
+        new_place[live] = np.arange(len(live))
+        self._passages = self._passages.take(live, n_places, n_tokens, self._shape)
+        self._place = new_place[self._place]
+
+    def _shrink(self) -> None:
+        """Drop free rows, and passages without a row."""
+        kept = np.flatnonzero(self._alive)
+        for name in ("_place", "_sample", "_age", "_alive", "_tokens", "_noise", "_written"):
+            setattr(self, name, getattr(self, name)[kept])
+        self._past = [values[kept] for values in self._past]
+        live = np.flatnonzero(self._passages.number >= 0)
+        if len(live):
+            self._move(live, len(live), self._longest(live))
+        self._group()
+
+    def _group(self) -> None:
+        """For the graph: the rows of each passage, and of each row its place among them."""
+        rows = np.flatnonzero(self._alive)
+        rows = rows[np.argsort(self._place[rows], kind="stable")]
+        places = self._place[rows]
+        counts = np.bincount(places, minlength=len(self._passages.number))
+        within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        slots = np.zeros((len(counts), max(int(counts.max()), 1)), np.int32)
+        slots[places, within] = rows
+        row_slots = np.zeros(len(self._alive), np.int32)
+        row_slots[rows] = places * slots.shape[1] + within
+        cross = zip(self._shape.cross_inputs, self._passages.cross, strict=True)
+        self._feed = {"attention_mask": self._passages.mask, "slots": slots, "row_slots": row_slots, **dict(cross)}
+
+    def _step(self) -> None:
+        """The next token of every row."""
+        self._trim()
+        feed = self._feed | dict(zip(self._shape.past_inputs, self._past, strict=True))
+        feed |= {"tokens": self._tokens, "distances": self._distances(), "n_best": self._n_best}
+        logits, best, *self._past = self._session.run(feed, self._shape.outputs)
+        age = np.minimum(self._age, self._sampling.max_new_tokens - 1)  # of free rows it may be anything
+        tokens = choose(logits, best, self._noise[np.arange(len(age)), age], self._sampling)
+        self._written[np.arange(len(age)), age] = tokens
+        self._tokens = tokens.astype(np.int32)
+        self._age = self._age + self._alive
+        is_end = np.isin(tokens, self._shape.end)
+        ended = self._alive & (is_end | (self._age >= self._sampling.max_new_tokens))
+        for row in np.flatnonzero(ended):
+            self._finish(row, int(self._age[row]) - bool(is_end[row]))
+
+    def _finish(self, row: Any, n_tokens: int) -> None:  # noqa: ANN401  (NumPy's integer)
+        place, passages = self._place[row], self._passages
+        self._alive[row] = False
+        passages.running[place] -= 1
+        passage, tokens = self._first + int(passages.number[place]), self._written[row, :n_tokens].tolist()
+        self._done(passage, int(self._sample[row]), tokens)
+        if not passages.running[place] and not passages.to_start[place]:
+            passages.number[place] = -1
+
+    def _trim(self) -> None:
+        """Cut positions off the front of the cache that no row looks back to."""
+        unused = self._past[0].shape[2] - int(self._age[self._alive].max())
+        if unused >= _TRIM_POSITIONS:
+            self._past = [np.ascontiguousarray(values[:, :, unused:]) for values in self._past]
+
+    def _distances(self) -> Array:
+        """How far back each cached position lies, for each row; one beyond the maximum hides it."""
+        back = np.arange(self._past[0].shape[2], -1, -1, dtype=np.int32)[None, :]
+        shown = np.minimum(back, self._shape.max_distance)
+        age = self._age[:, None]
+        if (age[self._alive] == back[0, 0]).all():  # every row began where the cache begins
+            return shown
+        return np.where(back <= age, shown, np.int32(self._shape.max_distance + 1))

@@ -1,0 +1,77 @@
+"""Graphs run by OpenVINO, on any x86-64 processor: float32, or bfloat16 where the processor multiplies in it.
+
+The package is used directly. ONNX Runtime's plugin provider of it offers no device on processors of other makers than
+Intel, and what it runs is the same.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from gplfast.errors import MissingExtraError, ModelError
+from gplfast.models.session import default_threads, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+@functools.cache
+def _core() -> Any:  # noqa: ANN401  (openvino's types are not needed to check ours)
+    try:
+        import openvino
+    except ImportError as error:
+        message = "models: openvino is not installed; run: pip install 'gplfast[openvino]'"
+        raise MissingExtraError(message) from error
+    return openvino.Core()
+
+
+@functools.cache
+def precisions() -> tuple[str, ...]:
+    """What this processor computes in: "fp32", and "bf16" where that is native."""
+    capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("fp32", "bf16") if "BF16" in capabilities else ("fp32",)
+
+
+class OpenVinoSession:
+    """One loaded ONNX graph of float32 weights: named arrays in, arrays out in the order of the graph's outputs."""
+
+    def __init__(self, path: Path, *, threads: int | None = None, precision: str = "fp32") -> None:
+        """Load and compile the graph at `path`.
+
+        Args:
+            path: an .onnx file.
+            threads: None takes every CPU this process may use.
+            precision: "fp32" or "bf16".
+
+        Raises:
+            MissingExtraError: openvino is not installed.
+            ModelError: the file is damaged, not an ONNX graph, or has a node that OpenVINO does not know.
+        """
+        settings = {
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "INFERENCE_NUM_THREADS": threads if threads is not None else default_threads(),
+            "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all threads
+        }
+        try:
+            self._model = _core().compile_model(str(path), "CPU", settings)
+        except RuntimeError as error:
+            message = f"session: {path} cannot be loaded by openvino: {first_line(error)}; use provider cpu"
+            raise ModelError(message) from error
+        self._request = self._model.create_infer_request()
+        self.inputs: tuple[str, ...] = tuple(port.get_any_name() for port in self._model.inputs)
+        self.outputs: tuple[str, ...] = tuple(port.get_any_name() for port in self._model.outputs)
+
+    def output_dim(self, name: str) -> int:
+        """Last dimension of an output, where the graph fixes it."""
+        return int(self._model.output(name).get_partial_shape()[-1].get_length())
+
+    def run(self, feed: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None = None) -> list[Any]:
+        """Run the graph once; results are copies, which the next run does not change."""
+        found = self._request.infer(dict(feed), share_inputs=True)
+        return [found[name].copy() for name in (self.outputs if outputs is None else outputs)]

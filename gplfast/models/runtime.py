@@ -1,0 +1,154 @@
+"""What a graph runs on: a provider and a precision. Which of them this machine has, and one way to open a session."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gplfast import ops
+from gplfast.errors import ConfigError, MissingExtraError, UnavailableError
+from gplfast.models.session import PROVIDERS as ORT_PROVIDERS
+from gplfast.models.session import Session, import_onnxruntime
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+AUTO = "auto"
+PROVIDERS = ("cpu", "openvino", "cuda")
+# What each provider computes in, the most exact first. int8 is of the weights and what they are multiplied with.
+PRECISIONS: dict[str, tuple[str, ...]] = {"cpu": ("fp32", "int8"), "openvino": ("fp32", "bf16"), "cuda": ("fp32",)}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A provider ("cpu": ONNX Runtime's own, "openvino", "cuda") and what it computes in ("fp32", "bf16", "int8")."""
+
+    provider: str
+    precision: str
+
+    def __str__(self) -> str:
+        """As the calibration and `gplfast info` name it."""
+        return f"{self.provider}-{self.precision}"
+
+    @property
+    def suffix(self) -> str:
+        """What a fingerprint of results gets: results of another precision are others."""
+        return "" if self.precision == "fp32" else f"-{self.precision}"
+
+
+REFERENCE = Runtime("cpu", "fp32")
+
+
+class AnySession(Protocol):
+    """A loaded graph; see `gplfast.models.session.Session`."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def output_dim(self, name: str) -> int:
+        """Last dimension of an output."""
+
+    def run(self, feed: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None = None) -> list[Any]:
+        """Run the graph once."""
+
+
+def open_session(path: Path, runtime: Runtime, threads: int | None = None) -> AnySession:
+    """Load a graph.
+
+    Args:
+        path: an .onnx file, made for the runtime's precision: integers for "int8", else float32.
+        runtime: what it runs on.
+        threads: None takes every CPU this process may use.
+
+    Raises:
+        MissingExtraError, UnavailableError: the provider is not there.
+        ModelError: the file is damaged or not an ONNX graph.
+    """
+    if runtime.provider == "openvino":
+        from gplfast.models.openvino_session import OpenVinoSession
+
+        return OpenVinoSession(path, threads=threads, precision=runtime.precision)
+    return Session(path, threads=threads, provider=runtime.provider)
+
+
+def available() -> list[Runtime]:
+    """Every runtime this machine computes in natively, the reference first.
+
+    int8 only with VNNI or AMX: without, ONNX Runtime's 8-bit products saturate. bf16 only where OpenVINO says that the
+    processor multiplies in it.
+    """
+    found = [REFERENCE]
+    if ORT_PROVIDERS["cuda"] in import_onnxruntime().get_available_providers():
+        found.append(Runtime("cuda", "fp32"))
+    if importlib.util.find_spec("openvino") is not None:
+        from gplfast.models.openvino_session import precisions
+
+        found += [Runtime("openvino", precision) for precision in precisions()]
+    if any("int8" in isa or "vnni" in isa for isa in ops.available_isas()):
+        found.append(Runtime("cpu", "int8"))
+    return found
+
+
+def resolved(provider: str, precision: str) -> tuple[str, str]:
+    """A choice, what it leaves at "auto" taken from $GPLFAST_PROVIDER and $GPLFAST_PRECISION where they are set."""
+    return (
+        os.environ.get("GPLFAST_PROVIDER", AUTO) if provider == AUTO else provider,
+        os.environ.get("GPLFAST_PRECISION", AUTO) if precision == AUTO else precision,
+    )
+
+
+def candidates(provider: str = AUTO, precision: str = AUTO) -> list[Runtime]:
+    """The runtimes that a choice leaves, the most exact first.
+
+    "auto" for the provider: CUDA when this onnxruntime has it, else every CPU provider that is installed. See
+    `resolved` for what is left at "auto".
+
+    Raises:
+        ConfigError: a name that is none.
+        MissingExtraError: the provider is not installed.
+        UnavailableError: this machine cannot compute in that precision, or the provider cannot.
+    """
+    provider, precision = resolved(provider, precision)
+    known = sorted({name for names in PRECISIONS.values() for name in names})
+    for name, value, choices in (("provider", provider, PROVIDERS), ("precision", precision, known)):
+        if value != AUTO and value not in choices:
+            raise ConfigError(f"models: {name} is {value!r} but must be {AUTO} or one of {', '.join(choices)}")
+    if AUTO not in {provider, precision} and precision not in PRECISIONS[provider]:
+        raise ConfigError(
+            f"models: provider {provider} computes in {' or '.join(PRECISIONS[provider])} but precision is "
+            f"{precision!r}; leave one of them at auto"
+        )
+    here = available()
+    if provider == AUTO and any(runtime.provider == "cuda" for runtime in here) and precision in {AUTO, "fp32"}:
+        return [Runtime("cuda", "fp32")]
+    left = [
+        runtime for runtime in here if provider in {AUTO, runtime.provider} and precision in {AUTO, runtime.precision}
+    ]
+    if not left:
+        raise _missing(provider, precision, here)
+    return left
+
+
+def _missing(provider: str, precision: str, here: list[Runtime]) -> MissingExtraError | UnavailableError:
+    if "openvino" in {provider, *(name for name, of in PRECISIONS.items() if precision in of and name != "cpu")} and (
+        importlib.util.find_spec("openvino") is None
+    ):
+        return MissingExtraError(
+            f"models: {'provider openvino' if provider == 'openvino' else f'precision {precision}'} needs openvino, "
+            "which is not installed; run: pip install 'gplfast[openvino]'"
+        )
+    if provider == "cuda":
+        installed = ", ".join(import_onnxruntime().get_available_providers())
+        return UnavailableError(
+            f"models: provider cuda needs {ORT_PROVIDERS['cuda']} but this onnxruntime has {installed}; "
+            "install the matching extra (pip install 'gplfast[gpu]') or use provider cpu"
+        )
+    return UnavailableError(
+        f"models: this machine has {', '.join(map(str, here))} but provider {provider} with precision {precision} was "
+        "asked for; choose one of those, or auto"
+    )

@@ -1,0 +1,350 @@
+"""What models run on: providers, precisions, and the trial that chooses among them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from gplfast.errors import ConfigError, MissingExtraError, ModelError, UnavailableError
+from gplfast.models import BiEncoder, CrossEncoder, QueryGenerator, Sampling, calibration, query_generator, runtime
+from gplfast.models.calibration import Calibration, Item, overlap_gate, rank_gate
+from gplfast.models.export.graph import Graph, quantized
+from gplfast.models.query_generator import Queries, QueryGate, Runtimes, runtimes
+from gplfast.models.runtime import REFERENCE, Runtime, available, candidates, open_session
+
+pytest.importorskip("onnxruntime", reason="graphs run on onnxruntime")
+
+INT8 = Runtime("cpu", "int8")
+HAS_INT8 = INT8 in available()
+TEXTS = ["the norman king of england", "light wave energy " * 9, "cell", "who was the first king of france in the war"]
+
+
+@pytest.fixture
+def free_choice(monkeypatch):
+    """Without what tests/conftest.py sets."""
+    monkeypatch.delenv("GPLFAST_PROVIDER")
+    monkeypatch.delenv("GPLFAST_PRECISION")
+
+
+def openvino_or_skip() -> None:
+    pytest.importorskip("openvino", reason="the extra [openvino] is not installed")
+
+
+# ---- which there are
+
+
+@pytest.mark.usefixtures("free_choice")
+def test_candidates_are_those_that_the_choice_leaves():
+    here = available()
+    assert here[0] == REFERENCE
+    assert candidates() == here
+    assert candidates("cpu", "fp32") == [REFERENCE]
+    assert all(one.precision == "fp32" for one in candidates(precision="fp32"))
+    assert all(one.provider == "cpu" for one in candidates("cpu"))
+
+
+@pytest.mark.usefixtures("free_choice")
+def test_the_environment_fills_what_is_left_open(monkeypatch):
+    monkeypatch.setenv("GPLFAST_PROVIDER", "cpu")
+    monkeypatch.setenv("GPLFAST_PRECISION", "fp32")
+    assert candidates() == [REFERENCE]
+    if HAS_INT8:
+        assert candidates(precision="int8") == [INT8]
+    monkeypatch.setenv("GPLFAST_PRECISION", "fp64")
+    with pytest.raises(ConfigError, match="precision is 'fp64' but must be auto or one of bf16, fp32, int8"):
+        candidates()
+
+
+@pytest.mark.usefixtures("free_choice")
+@pytest.mark.parametrize(
+    ("provider", "precision", "error", "words"),
+    [
+        ("tpu", "auto", ConfigError, "provider is 'tpu' but must be auto or one of cpu, openvino, cuda"),
+        ("auto", "fp8", ConfigError, "precision is 'fp8' but must be"),
+        ("openvino", "int8", ConfigError, "provider openvino computes in fp32 or bf16 but precision is 'int8'"),
+        ("cpu", "bf16", ConfigError, "provider cpu computes in fp32 or int8"),
+    ],
+)
+def test_what_is_no_choice_is_refused(provider, precision, error, words):
+    with pytest.raises(error, match=words):
+        candidates(provider, precision)
+
+
+@pytest.mark.usefixtures("free_choice")
+def test_what_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(runtime, "available", lambda: [REFERENCE])
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    for choice in (("openvino", "auto"), ("auto", "bf16")):
+        with pytest.raises(MissingExtraError, match=r"needs openvino, which is not installed.*gplfast\[openvino\]"):
+            candidates(*choice)
+    with pytest.raises(UnavailableError, match=r"provider cuda needs CUDAExecutionProvider.*gplfast\[gpu\]"):
+        candidates("cuda")
+    with pytest.raises(UnavailableError, match="this machine has cpu-fp32 but provider auto with precision int8"):
+        candidates(precision="int8")
+
+
+@pytest.mark.usefixtures("free_choice")
+def test_a_generator_decodes_on_onnxruntime(monkeypatch):
+    bf16, ov = Runtime("openvino", "bf16"), Runtime("openvino", "fp32")
+    for module in (runtime, query_generator):
+        monkeypatch.setattr(module, "available", lambda: [REFERENCE, ov, bf16, INT8])
+    names = [str(one) for one in runtimes("auto", "auto")]
+    assert names == [
+        "cpu-fp32", "openvino-fp32+cpu-fp32", "openvino-bf16+cpu-fp32", "openvino-bf16+cpu-int8", "cpu-int8",
+    ]  # fmt: skip
+    assert [str(one) for one in runtimes("auto", "fp32")] == ["cpu-fp32", "openvino-fp32+cpu-fp32"]
+    assert [str(one) for one in runtimes("auto", "int8")] == ["openvino-bf16+cpu-int8", "cpu-int8"]
+    assert [str(one) for one in runtimes("cpu", "int8")] == ["cpu-int8"]
+    assert Runtimes(ov, REFERENCE).suffix == ""
+    assert Runtimes(bf16, INT8).suffix == "-openvino-bf16+cpu-int8"
+    cuda = Runtime("cuda", "fp32")
+    monkeypatch.setattr(runtime, "available", lambda: [REFERENCE, cuda, INT8])
+    assert runtimes("auto", "auto") == [Runtimes(cuda, cuda)]
+
+
+# ---- what they compute
+
+
+def test_weights_as_integers_are_within_half_a_step():
+    weight = np.random.default_rng(0).standard_normal((7, 33)).astype(np.float32)
+    weight[3] = 0
+    rounded, scales = quantized(weight)
+    assert rounded.dtype == np.int8
+    assert np.abs(rounded).max(axis=1).tolist() == [127, 127, 127, 0, 127, 127, 127]
+    assert (np.abs(weight - rounded * scales[:, None]) <= 0.5001 * scales[:, None]).all()
+
+
+@pytest.mark.skipif(not HAS_INT8, reason="this processor has no VNNI")
+def test_a_product_of_integers_equals_its_definition(tmp_path):
+    rng = np.random.default_rng(1)
+    weight, bias = rng.standard_normal((24, 32)).astype(np.float32), rng.standard_normal(24).astype(np.float32)
+    graph = Graph("linear", int8=True)
+    value = graph.input("x", np.float32, ("rows", 32))
+    graph.output(graph.linear(value, "layer", weight, bias), "y", np.float32, ("rows", 24))
+    graph.output(graph.linear(value, "head", weight, bias, exact=True), "exact", np.float32, ("rows", 24))
+    graph.save(tmp_path / "linear.onnx")
+    x = rng.standard_normal((5, 32)).astype(np.float32)
+    found, exact = open_session(tmp_path / "linear.onnx", INT8).run({"x": x})
+    # Values are rounded to 0..255 with one scale and one zero point, as ONNX defines DynamicQuantizeLinear.
+    low, high = min(x.min(), 0), max(x.max(), 0)
+    scale = np.float32((high - low) / 255)
+    zero = np.clip(np.rint(-low / scale), 0, 255)
+    levels = np.clip(np.rint(x / scale) + zero, 0, 255) - zero
+    rounded, scales = quantized(weight)
+    np.testing.assert_allclose(found, levels @ rounded.T.astype(np.float64) * scale * scales + bias, atol=1e-4)
+    np.testing.assert_allclose(exact, x @ weight.T + bias, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "mpnet", "roberta"])
+def test_openvino_in_float32_equals_onnxruntime(name, encoders, model_cache):
+    openvino_or_skip()
+    options = {"cache_dir": model_cache, "precision": "fp32"}
+    embedded = [BiEncoder.open(encoders(name), provider=p, **options).encode(TEXTS) for p in ("cpu", "openvino")]
+    np.testing.assert_allclose(embedded[1], embedded[0], atol=1e-5)
+    scored = [
+        CrossEncoder.open(encoders(name, 1), provider=p, **options).score(TEXTS, TEXTS[::-1])
+        for p in ("cpu", "openvino")
+    ]
+    np.testing.assert_allclose(scored[1], scored[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["v1.0", "v1.1"])
+def test_a_t5_encoded_by_openvino_writes_the_same_queries(kind, t5s, model_cache):
+    openvino_or_skip()
+    options = {"seed": 5, "items": range(len(TEXTS)), "sampling": Sampling(max_new_tokens=10)}
+    found = [
+        QueryGenerator.open(t5s[kind], cache_dir=model_cache, provider=p, precision="fp32").generate(
+            TEXTS, 3, **options
+        )
+        for p in ("cpu", "openvino")
+    ]
+    assert found[0] == found[1]
+
+
+def low_precisions() -> list[Runtime]:
+    return [one for one in available() if one.precision != "fp32"]
+
+
+@pytest.mark.parametrize("low", low_precisions() or [None], ids=str)
+def test_low_precision_is_close_and_says_so(low, encoders, t5s, model_cache):
+    if low is None:
+        pytest.skip("this machine computes in float32 alone")
+    named = {"cache_dir": model_cache, "provider": low.provider, "precision": low.precision}
+    exact = {"cache_dir": model_cache, "provider": "cpu", "precision": "fp32"}
+    encoder, expected = BiEncoder.open(encoders("bert"), **named), BiEncoder.open(encoders("bert"), **exact)
+    assert encoder.fingerprint == f"{expected.fingerprint}-{low.precision}"
+    a, b = encoder.encode(TEXTS), expected.encode(TEXTS)
+    assert not np.array_equal(a, b)
+    assert (np.einsum("nd,nd->n", a, b) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min() > 0.98
+    teacher, reference = (CrossEncoder.open(encoders("bert", 1), **options) for options in (named, exact))
+    assert teacher.fingerprint == f"{reference.fingerprint}-{low.precision}"
+    scores = [one.score(TEXTS, TEXTS[::-1]) for one in (teacher, reference)]
+    assert np.abs(scores[0] - scores[1]).max() < 0.1 * np.ptp(scores[1])
+    generator = QueryGenerator.open(t5s["v1.0"], **named)
+    assert low.precision in generator.fingerprint
+    queries = generator.generate(TEXTS, 2, seed=0, items=range(len(TEXTS)), sampling=Sampling(max_new_tokens=5))
+    assert [len(each) for each in queries] == [2] * len(TEXTS)
+
+
+def test_a_graph_that_openvino_cannot_read_is_named(tmp_path):
+    openvino_or_skip()
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"no graph")
+    with pytest.raises(ModelError, match=r"model.onnx cannot be loaded by openvino.*use provider cpu"):
+        open_session(path, Runtime("openvino", "fp32"))
+
+
+# ---- the trial
+
+
+@dataclasses.dataclass
+class Trials:
+    """A kind of model whose runs take as long as they are told to, on a clock of its own."""
+
+    seconds: dict[str, float]
+    quality: dict[str, float]
+    started: list[str] = dataclasses.field(default_factory=list)
+    now: float = 0.0
+
+    def start(self, one: str) -> str:
+        self.started.append(one)
+        if one == "broken":
+            raise ModelError("a node that is not known")
+        return one
+
+    def run(self, model: str, items: list[Item]) -> float:
+        self.now += self.seconds[model] * len(items)
+        return self.quality[model]
+
+    def calibration(self, monkeypatch) -> Calibration:
+        monkeypatch.setattr(calibration.time, "perf_counter", lambda: self.now)
+        return Calibration("kind", self.start, self.run, lambda a, b: ({"ratio": b / a}, b >= 0.9 * a))
+
+
+@pytest.fixture
+def trials():
+    names = {"exact": (0.004, 1.0), "fast": (0.003, 1.0), "low": (0.001, 0.95), "bad": (0.0001, 0.5), "broken": (0, 0)}
+    return Trials({n: s for n, (s, _) in names.items()}, {n: q for n, (_, q) in names.items()})
+
+
+def test_the_fastest_that_passes_is_taken_once(trials, monkeypatch, tmp_path):
+    trial = trials.calibration(monkeypatch)
+    found = ["exact", "fast", "low", "bad", "broken"]
+    model, choice = trial.choose(found, "exact", tmp_path, 2, gated=True)
+    assert (model, choice.runtime, choice.why) == ("low", "low", "calibrated")
+    assert {name: one["passed"] for name, one in choice.trials.items()} == {
+        "exact": True, "fast": True, "low": True, "bad": False, "broken": False,
+    }  # fmt: skip
+    assert choice.trials["bad"]["ratio"] == 0.5
+    assert "a node that is not known" in choice.trials["broken"]["error"]
+    assert choice.n_items == int(calibration.SAMPLE_SECONDS / 0.004)
+    trials.started.clear()
+    assert trial.choose(found, "exact", tmp_path, 2, gated=True) == ("low", choice)
+    assert trials.started == ["low"], "what was chosen before is not tried again"
+    assert trial.choose(found[:2], "exact", tmp_path, 2, gated=True)[0] == "fast", "other candidates, another trial"
+
+
+def test_what_was_asked_for_by_name_passes_no_gate(trials, monkeypatch, tmp_path):
+    trial = trials.calibration(monkeypatch)
+    model, choice = trial.choose(["low", "bad"], "exact", tmp_path, 2, gated=False)
+    assert (model, choice.why, choice.trials["bad"]["passed"]) == ("bad", "asked for", False)
+    trials.started.clear()
+    assert trial.choose(["bad"], "exact", tmp_path, 2, gated=False)[1].why == "asked for"
+    assert trials.started == ["bad"], "one candidate needs no trial"
+
+
+def test_none_that_passes_leaves_the_reference(trials, monkeypatch, tmp_path):
+    trial = trials.calibration(monkeypatch)
+    assert trial.choose(["exact", "bad", "broken"], "exact", tmp_path, 2, gated=True)[0] == "exact"
+
+
+def test_a_damaged_record_is_made_again(trials, monkeypatch, tmp_path, caplog):
+    trial = trials.calibration(monkeypatch)
+    trial.choose(["exact", "low"], "exact", tmp_path, 2, gated=True)
+    (record,) = tmp_path.iterdir()
+    for damage in ("{", "{}", json.dumps({"runtime": "gone", "why": ""})):
+        record.write_text(damage)
+        assert trial.choose(["exact", "low"], "exact", tmp_path, 2, gated=True)[0] == "low"
+    assert "is made again" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_record(trials, monkeypatch, tmp_path, caplog):
+    trial = trials.calibration(monkeypatch)
+    (tmp_path / "file").write_text("")
+    assert trial.choose(["exact", "low"], "exact", tmp_path / "file" / "folder", 2, gated=True)[0] == "low"
+    assert "cannot be written" in caplog.text
+
+
+def test_gates_measure_what_they_say():
+    rng = np.random.default_rng(0)
+    queries, passages = rng.standard_normal((40, 16)), rng.standard_normal((60, 16))
+    assert overlap_gate((queries, passages), (queries, 3 * passages)) == ({"top10_overlap": 1.0}, True)
+    figures, passed = overlap_gate((queries, passages), (queries, passages + rng.standard_normal((60, 16))))
+    assert not passed
+    assert figures["top10_overlap"] < 0.8
+    scores = rng.standard_normal(200)
+    assert rank_gate(scores, 2 * scores + 1) == ({"spearman": 1.0}, True)
+    assert rank_gate(scores, -scores) == ({"spearman": -1.0}, False)
+    from scipy.stats import spearmanr
+
+    noisy = scores + 0.05 * rng.standard_normal(200)
+    figures, _ = rank_gate(scores, noisy)
+    assert figures["spearman"] == pytest.approx(spearmanr(scores, noisy).statistic, abs=1e-6)
+
+
+def test_queries_that_are_worse_do_not_pass(monkeypatch):
+    class Teacher:
+        @staticmethod
+        def score(queries, passages, activation):
+            assert activation == "sigmoid"
+            return np.array(
+                [0.9 if query in passage else 0.1 for query, passage in zip(queries, passages, strict=True)]
+            )
+
+    monkeypatch.setattr(CrossEncoder, "open", lambda *args, **options: Teacher)
+    passages = ["the king of france", "light wave"]
+    good, bad = Queries(["king", "light"], passages), Queries(["king", "gene"], passages)
+    gate = QueryGate(None, None)
+    assert gate(good, good) == ({"mean_score_fp32": 0.9, "mean_score": 0.9, "same_queries": 1.0}, True)
+    assert gate(good, bad) == ({"mean_score_fp32": 0.9, "mean_score": 0.5, "same_queries": 0.5}, False)
+
+
+def test_the_sample_is_bundled_and_whole():
+    items = calibration.sample()
+    assert len(items) == calibration.MOST_ITEMS
+    assert all(item.query.strip() and item.passage.strip() for item in items)
+
+
+@pytest.mark.usefixtures("free_choice")
+def test_models_are_tried_once_and_say_what_they_run_on(encoders, t5s, tmp_path, caplog):
+    monkey = {"cache_dir": tmp_path, "threads": 1}
+    with caplog.at_level("INFO"):
+        encoder = BiEncoder.open(encoders("bert"), **monkey)
+        teacher = CrossEncoder.open(encoders("bert", 1), **monkey)
+        generator = QueryGenerator.open(t5s["v1.0"], **monkey)
+    names = {str(one) for one in available()}
+    for model in (encoder, teacher):
+        assert set(model.choice.trials or {str(REFERENCE): 0}) == names
+        assert model.choice.runtime in names
+    assert generator.choice.runtime in {str(one) for one in runtimes("auto", "auto")}
+    if len(names) > 1:
+        assert caplog.text.count("on a sample, once") == 3
+        records = sorted(path.name for path in tmp_path.rglob("calibration-*.json"))
+        assert [name.rsplit("-", 1)[0] for name in records] == [
+            "calibration-bi-encoder", "calibration-cross-encoder", "calibration-query-generator",
+        ]  # fmt: skip
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            assert BiEncoder.open(encoders("bert"), **monkey).choice == encoder.choice
+        assert "on a sample" not in caplog.text
+
+
+def test_importing_gplfast_loads_no_provider():
+    import subprocess
+
+    code = "import sys, gplfast; print([m for m in ('openvino', 'onnxruntime') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
