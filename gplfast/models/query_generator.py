@@ -107,6 +107,7 @@ class QueryGenerator:
         sampling: Sampling | None = None,
         seed: int,
         items: Sequence[int],
+        first_sample: Sequence[int] | None = None,
         batch_size: int = 32,
         max_input_tokens: int | None = None,
         progress: Progress | None = None,
@@ -120,6 +121,8 @@ class QueryGenerator:
             seed: 0 <= seed < 2**64.
             items: n numbers >= 0 that name the passages for the random numbers; draws are keyed by (seed, item, sample,
                 step), so the same queries come for any batch size, order and split of the work, in float32 up to ties.
+            first_sample: n numbers >= 0, at which the numbers of each passage's samples begin; None: at 0. So more of
+                a passage can be drawn later.
             batch_size: passages encoded at a time.
             max_input_tokens: passages are cut to so many tokens, with </s>; None: `self.max_input_tokens`.
             progress: called with (done, total) passages.
@@ -128,11 +131,12 @@ class QueryGenerator:
             n lists of `n_samples` stripped queries, which may be empty strings.
 
         Raises:
-            ShapeError: not as many items as texts.
-            ConfigError: n_samples, seed, an item or max_input_tokens out of range.
+            ShapeError: not as many items or first samples as texts.
+            ConfigError: n_samples, seed, an item, a first sample or max_input_tokens out of range.
         """
         limit = self.max_input_tokens if max_input_tokens is None else max_input_tokens
-        _check(len(texts), n_samples, seed, items, limit)
+        first_sample = [0] * len(texts) if first_sample is None else first_sample
+        _check(len(texts), n_samples, seed, items=items, first_sample=first_sample, max_input_tokens=limit)
         sampling = Sampling() if sampling is None else sampling
         queries: list[list[str]] = [[] for _ in texts]
         done = 0
@@ -141,7 +145,7 @@ class QueryGenerator:
             encoded = self._tokenizer.encode(texts[part], limit)
             for batch in length_sorted(encoded.lengths, docs_at_a_time):
                 rows = part.start + batch
-                numbers = [int(items[row]) for row in rows]
+                numbers = [(int(items[row]), int(first_sample[row])) for row in rows]
                 generated = self._generate_batch([encoded.ids[i] for i in batch], numbers, n_samples, sampling, seed)
                 for row, found in zip(rows, generated, strict=True):
                     queries[row] = found
@@ -151,9 +155,9 @@ class QueryGenerator:
         return queries
 
     def _generate_batch(
-        self, ids: list[Ids], items: list[int], n_samples: int, sampling: Sampling, seed: int
+        self, ids: list[Ids], numbers: list[tuple[int, int]], n_samples: int, sampling: Sampling, seed: int
     ) -> list[list[str]]:
-        """All samples of some passages, at most _MAX_ROWS rows at a time."""
+        """All samples of some passages, at most _MAX_ROWS rows at a time; `numbers`: each item and its first sample."""
         mask = mask_of(ids)
         outputs = self._encoder.run({"input_ids": pad(ids, self._special.pad), "attention_mask": mask})
         passages = _Passages(mask, dict(zip(self._encoder.outputs, outputs, strict=True)))
@@ -163,7 +167,9 @@ class QueryGenerator:
             samples = range(first, min(first + samples_at_a_time, n_samples))
             docs = np.repeat(np.arange(len(ids)), len(samples))
             steps = sampling.max_new_tokens
-            noise = np.stack([uniforms(seed, item, sample, steps) for item in items for sample in samples])
+            noise = np.stack(
+                [uniforms(seed, item, base + sample, steps) for item, base in numbers for sample in samples]
+            )
             rows = self._decode(passages, docs, noise, sampling)
             for doc, text in zip(docs, self._tokenizer.decode(rows), strict=True):
                 found[doc].append(text)
@@ -220,15 +226,25 @@ def _until(row: list[int], end: tuple[int, ...]) -> list[int]:
     return row[: min(stops)] if stops else row
 
 
-def _check(n_texts: int, n_samples: int, seed: int, items: Sequence[int], max_input_tokens: int) -> None:
-    if len(items) != n_texts:
-        message = f"generate: items has {len(items)} numbers but texts has {n_texts} passages; give one for each"
-        raise ShapeError(message)
-    wrong = next((item for item in items if not 0 <= item < 2**63), 0)
+def _check(
+    n_texts: int,
+    n_samples: int,
+    seed: int,
+    *,
+    items: Sequence[int],
+    first_sample: Sequence[int],
+    max_input_tokens: int,
+) -> None:
+    for name, given in (("items", items), ("first_sample", first_sample)):
+        if len(given) != n_texts:
+            message = f"generate: {name} has {len(given)} numbers but texts has {n_texts} passages; give one for each"
+            raise ShapeError(message)
+    wrong, wrong_first = (next((n for n in given if not 0 <= n < 2**63), 0) for given in (items, first_sample))
     checks = (
         (n_samples >= 1, "n_samples", n_samples, "at least 1"),
         (0 <= seed < 2**64, "seed", seed, "between 0 and 2**64 - 1"),
         (wrong == 0, "an item", wrong, "between 0 and 2**63 - 1"),
+        (wrong_first == 0, "a first sample", wrong_first, "between 0 and 2**63 - 1"),
         (max_input_tokens >= 2, "max_input_tokens", max_input_tokens, "at least 2"),
     )
     for fine, name, value, rule in checks:
