@@ -210,7 +210,8 @@ OF_THE_STUDENT = ("base", "similarity", "pooling", "max_seq_length", "precision"
 
 # The numbers of the GPL paper (arXiv:2112.07577) and its code; GenQ: batch 24 and 10 % warm-up as in its tutorial.
 _PAPER: dict[str, Any] = {
-    "generate": {"model": "BeIR/query-gen-msmarco-t5-base-v1"},
+    # GPL keeps copies, and draws no more where queries were equal.
+    "generate": {"model": "BeIR/query-gen-msmarco-t5-base-v1", "copied": "keep", "extra_draws": 0.0},
     "mine": {
         "retrievers": (
             "sentence-transformers/msmarco-distilbert-base-v3",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# COPIED_WORDS
-FEWEST_WORDS = 3
+# A query of so many words or more that is a run of its passage counts as copied. Fewer may well be a topic, and a topic
+# is copied by nature: of the 5,125 names that MedQuAD's answers have as titles 90 % have at most 5 words. People hardly
+# ever write longer ones: 1 of SQuAD's, PubMedQA's, CACM's, CISI's and Cranfield's 5,300 queries occurs in its passage.
+FEWEST_WORDS = 6
 _WORD = re.compile(r"[^\W_]+")
 
 

@@ -55,7 +55,7 @@ class Repeater(FakeGenerator):
         if number < 2:
             return " " * number
         if number < 5:
-            return " ".join(text.split()[: number + 1])
+            return " ".join(text.split()[: number + 4])
         return f"what is {number}"
 
 
@@ -100,12 +100,12 @@ PASSAGE = "Beta-cells of Naïve mice, however, don't divide."
 
 def test_a_query_copied_from_its_passage_is_dropped_whatever_became_of_its_marks(tmp_path):
     answers = [
-        "BETA - cells of naive mice",  # a run of the passage: case, accents and marks are the tokenizer's
-        "however , don ' t divide ?",
+        "BETA - cells of naive mice however",  # a run of the passage: case, accents and marks are the tokenizer's
+        "naive mice , however , don ' t divide ?",
         "do beta cells of naive mice divide",  # more words than the passage's
-        "beta cells of mice naive",  # another order
-        "eta cells of naive mice",  # a run of letters, not of words
-        "beta-cells",  # a topic of two words
+        "beta cells of mice naive however",  # another order
+        "eta cells of naive mice however",  # a run of letters, not of words
+        "beta-cells of naive mice",  # a topic
         "- ?",  # no word at all
         "of naive mice however don t",
         "of naive mice however don t",  # counted for the first rule that drops it

@@ -248,16 +248,22 @@ def test_the_round_trip_of_bm25_needs_a_common_word(tmp_path, top):
 
 
 def test_the_round_trip_by_hand():
-    """Query 0: ahead of the second best other. 1: a tie with a later row. 2: with an earlier one. 3: behind it. 4: few
-    others. 5: no score."""
-    others = Ranking(
-        np.array([[3, 2], [3, 2], [3, 2], [3, 2], [3, -np.inf], [3, -np.inf]], np.float32),
-        np.array([[8, 9], [8, 9], [8, 4], [8, 9], [8, -1], [8, -1]]),
-    )
-    own = np.array([2.5, 2, 2, 1, -7, np.nan], np.float32)
-    assert returns(others, own, np.full(6, 5), 2).tolist() == [True, True, False, False, True, False]
-    assert returns(others, own, np.full(6, 5), 1).tolist() == [False] * 6
-    assert returns(others, own, np.full(6, 5), 9).tolist() == [True, True, False, False, True, False]
+    """Two others each; the own passage is row 5."""
+    inf, nan = np.inf, np.nan
+    cases = [
+        ([3, 2], [8, 9], 2.5, True),  # ahead of the second
+        ([3, 2], [8, 9], 2, True),  # a tie with a later row
+        ([3, 2], [8, 4], 2, False),  # a tie with an earlier one
+        ([3, 2], [8, 9], 1, False),
+        ([3, -inf], [8, -1], -7, True),  # there is but one other
+        ([3, -inf], [8, -1], -inf, True),
+        ([3, -inf], [8, -1], nan, False),  # a passage without a score is never found
+    ]
+    scores, ids, own, expected = zip(*cases, strict=True)
+    others, rows = Ranking(np.array(scores, np.float32), np.array(ids)), np.full(len(cases), 5)
+    for top in (2, 9):
+        assert returns(others, np.array(own, np.float32), rows, top).tolist() == list(expected)
+    assert not returns(others, np.array(own, np.float32), rows, 1).any()
 
 
 def test_a_killed_run_with_a_round_trip_counts_the_same(tmp_path, queries, monkeypatch):
