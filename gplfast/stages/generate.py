@@ -100,6 +100,11 @@ def auto_queries_per_passage(n_passages: int) -> int:
     return FEWEST_PER_PASSAGE
 
 
+def most_extra_draws(quota: int, share: float) -> int:
+    """How many samples of a passage may be drawn beyond its quota: the share of it, rounded up."""
+    return math.ceil(round(share * quota, 6))  # 0.7 x 10 is 7.000000000000001
+
+
 def generate(
     corpus: Corpus,
     directory: Path,
@@ -168,7 +173,7 @@ def _run(
         draw = functools.partial(_draw, generator, config=config, seed=seed)
         titles_texts = zip(rows, corpus.titles(rows), corpus.texts(rows), strict=True)
         passages = [_Passage(int(row), title, text, config.copied == "drop") for row, title, text in titles_texts]
-        _fill(passages, todo.per_passage, math.ceil(config.extra_draws * todo.per_passage), draw, show)
+        _fill(passages, todo.per_passage, most_extra_draws(todo.per_passage, config.extra_draws), draw, show)
         shards.write(shard, _table(passages, todo.per_passage))
     totals = dict.fromkeys(_COUNTED, 0) | {"passages": len(todo.passages)}
     for table in shards.tables():

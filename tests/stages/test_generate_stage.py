@@ -138,8 +138,14 @@ def test_the_quota_is_made_up_with_further_samples(tmp_path):
     assert (counts["drawn"], counts["queries"], counts["made up"], counts["passages below quota"]) == (10, 6, 4, 0)
 
 
+@pytest.mark.parametrize(
+    ("quota", "share", "n"), [(3, 0, 0), (3, 0.1, 1), (10, 0.7, 7), (3, 1.0, 3), (3, 2.5, 8), (250_000, 1.0, 250_000)]
+)
+def test_extra_draws_are_a_share_of_the_quota(quota, share, n):
+    assert generate.most_extra_draws(quota, share) == n
+
+
 def test_the_quota_is_not_made_up_beyond_the_limit(tmp_path):
-    """extra_draws is a share of the quota, rounded up."""
     for extra, expected in ((0, 4), (0.1, 5), (0.5, 6), (1.0, 8), (6, 28)):
         generator = FakeGenerator(["a"] * 30)
         run(tiny.corpus(1), tmp_path / str(extra), generator, queries_per_passage=4, extra_draws=extra)
