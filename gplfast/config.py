@@ -76,7 +76,11 @@ class GenerateConfig(_Checked):
 
     model: str = _setting("nano:generator", "query generator: a directory, a hub name or nano:generator", output=False)
     queries_per_passage: int = _setting(AUTO, "queries per passage (0: 250000 / passages, at least 3)", low=0)
-    max_queries: int = _setting(0, "use a random sample of the passages, to draw at most this many (0: all)", low=0)
+    max_queries: int = _setting(0, "use a random sample of the passages, to keep at most this many (0: all)", low=0)
+    copied: str = _setting("drop", "what becomes of queries copied from their passage", choices=("drop", "keep"))
+    extra_draws: float = _setting(
+        1.0, "draw up to this share of queries_per_passage more where queries were dropped (0: none)", low=0.0
+    )
     top_k: int = _setting(25, "sample among the k likeliest tokens (0: all)", low=0)
     top_p: float = _setting(0.95, "sample among the likeliest tokens that hold this share", low=1e-6, high=1.0)
     temperature: float = _setting(1.0, "divide the logits by this", low=1e-6)
@@ -97,6 +101,9 @@ class MineConfig(_Checked):
     metrics: tuple[str, ...] = _setting(("cosine",), "similarity, one for all or one each", choices=("cosine", "dot"))
     negatives_per_query: int = _setting(50, "negatives per query and retriever", low=1)
     exclude_duplicates: bool = _setting(True, "also exclude passages with the same text as the positive")
+    round_trip_top: int = _setting(
+        0, "no negatives for queries whose own passage no retriever has among its best so many (0: for all)", low=0
+    )
     batch_size: int = _setting(64, "texts per batch of the encoder", low=1, output=False)
 
 
@@ -203,7 +210,8 @@ OF_THE_STUDENT = ("base", "similarity", "pooling", "max_seq_length", "precision"
 
 # The numbers of the GPL paper (arXiv:2112.07577) and its code; GenQ: batch 24 and 10 % warm-up as in its tutorial.
 _PAPER: dict[str, Any] = {
-    "generate": {"model": "BeIR/query-gen-msmarco-t5-base-v1"},
+    # GPL keeps copies, and draws no more where queries were equal.
+    "generate": {"model": "BeIR/query-gen-msmarco-t5-base-v1", "copied": "keep", "extra_draws": 0.0},
     "mine": {
         "retrievers": (
             "sentence-transformers/msmarco-distilbert-base-v3",

@@ -204,6 +204,7 @@ class Pipeline(Systems):
         models: dict[str, Path] = {}
         for step in self.steps():
             path = self.step(step)
+            logger.info("%s", self.describe(step))
             if step.startswith("train"):
                 models[step.split()[1]] = path
         report = self.evaluate() if evaluate else None

@@ -13,6 +13,7 @@ from tiny import run_cli as run
 from gplfast import cli
 from gplfast.flags import read_settings
 from gplfast.pipeline import adapt
+from gplfast.store.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,8 @@ def test_run_plan_evaluate_export_and_ask(capsys, world, tmp_path):
     assert [row.split()[0] for row in rows] == ["bm25", "zero-shot", "gpl", "seconds:"]
     assert "train" in err
     assert "100%" in err
+    counts = Manifest.read(tmp_path / "w" / "generate").counts
+    assert ", ".join(f"{name} {value}" for name, value in counts.items()) in err
     status, out, _ = run(capsys, "run", *common, *world.flags(), "--dry-run", "--evaluate", "--quiet")
     assert {line.split()[0] for line in out.splitlines()} == {"fresh"}
     status, out, _ = run(capsys, "run", *common, *world.flags(), "--dry-run", "--quiet", "--generate-top-k", "9")

@@ -19,7 +19,8 @@ def test_paper_preset_has_the_numbers_of_gpl():
     config = load_config(preset="paper")
     assert config.generate.model == "BeIR/query-gen-msmarco-t5-base-v1"
     assert (config.generate.top_k, config.generate.top_p, config.generate.max_new_tokens) == (25, 0.95, 64)
-    assert config.generate.queries_per_passage == 0
+    assert (config.generate.queries_per_passage, config.generate.copied, config.generate.extra_draws) == (0, "keep", 0)
+    assert config.mine.round_trip_top == 0
     assert [name.rpartition("/")[2] for name in config.mine.retrievers] == [
         "msmarco-distilbert-base-v3",
         "msmarco-MiniLM-L-6-v3",
@@ -75,6 +76,10 @@ def test_yaml_and_toml_are_the_same(tmp_path):
         ("[generate]\ntop_p = nan", r"bad.toml: \[generate\] top_p is nan but must be a finite number"),
         ("[generate]\ntop_k = 2.5", r"bad.toml: \[generate\] top_k is 2.5 but must be a whole number"),
         ("[generate]\ntop_k = true", r"bad.toml: \[generate\] top_k is True but must be a whole number"),
+        ("[generate]\ncopied = 'skip'", r"\[generate\] copied is 'skip' but must be one of drop, keep"),
+        ("[generate]\nextra_draws = -0.5", r"\[generate\] extra_draws is -0.5 but must be at least 0"),
+        ("[generate]\nextra_draws = inf", r"\[generate\] extra_draws is inf but must be a finite number"),
+        ("[mine]\nround_trip_top = -1", r"\[mine\] round_trip_top is -1 but must be at least 0"),
         ("[train]\nsimilarity = 'cos_sim'", r"similarity is 'cos_sim' but must be one of dot, cosine"),
         ("[train]\nrescale_range = [1, 2]", r"rescale_range is \(1.0, 2.0\) but must be two numbers"),
         ("[mine]\nretrievers = []", r"\[mine\] retrievers is empty"),

@@ -23,6 +23,7 @@ from gplfast.config import load_config
 from gplfast.mining.bm25 import Bm25
 from gplfast.pipeline import Pipeline
 from gplfast.store.corpus import load_corpus
+from gplfast.store.manifest import Manifest
 
 RESULT = Path(__file__).parent.parent / "results" / "nano.json"
 REPORTED = ("scifact", "medquad_liveqa", "cranfield")
@@ -41,18 +42,19 @@ def generator(data: Path, work: Path, n_passages: int) -> dict[str, Any]:
     pipeline = Pipeline(folder, work / "generator", config)
     with pipeline.work:
         queries = pipeline.generate()
+        counts = Manifest.read(pipeline.directory("generate")).counts
     everything = test + corpora.passages(data, "squad_v1.1")
     found = {}
     for name, passages in (("all 20,958 passages", everything), ("the 2,067 test passages", test)):
         ranking = Bm25([f"{p.title} {p.text}".strip() for p in passages]).search(queries.texts, TOP)
         own = chosen[queries.passages][:, None]
         found[name] = float((ranking.ids == own).any(axis=1).mean())
-    drawn = config.generate.queries_per_passage * len(chosen)
     sample = [queries.texts[i] for i in np.random.default_rng(1).permutation(len(queries))[:20]]
     return {
         "queries": len(queries),
         "found_in_top_10": found,
-        "empty_or_duplicate": 1 - len(queries) / drawn,
+        "empty_or_duplicate": (counts["empty"] + counts["duplicate"]) / counts["drawn"],
+        "copied": counts["copied"] / counts["drawn"],
         "sample": sample,
     }
 

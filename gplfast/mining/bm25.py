@@ -73,7 +73,7 @@ class Bm25:
         ids = np.full((len(queries), k), -1, np.int64)
         for number, tokens in enumerate(self._tokenize(queries)):
             if self._index is not None and tokens:
-                all_scores = np.asarray(self._index.get_scores(tokens), np.float32)
+                all_scores = self._scores(tokens)
                 if exclude is not None:
                     all_scores[exclude.list(number)] = 0.0
                 best = _best(all_scores, k)
@@ -82,6 +82,26 @@ class Bm25:
             if progress is not None and (number % 64 == 63 or number + 1 == len(queries)):
                 progress(number + 1, len(queries))
         return Ranking(scores, ids)
+
+    def pair_scores(self, queries: Sequence[str], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """The score of each query with one passage, to the bit what `search` gives.
+
+        Args:
+            queries: The query texts.
+            rows: int64 (n_queries,), the passages.
+
+        Returns:
+            float32 (n_queries,); NaN where the two share no word: `search` never returns such a passage.
+        """
+        scores = np.full(len(queries), np.nan, np.float32)
+        for number, tokens in enumerate(self._tokenize(queries)):
+            if self._index is not None and tokens:
+                score = self._scores(tokens)[rows[number]]
+                scores[number] = score if score > 0 else np.nan
+        return scores
+
+    def _scores(self, tokens: list[str]) -> npt.NDArray[np.float32]:
+        return np.asarray(self._index.get_scores(tokens), np.float32)
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[str]]:
         tokens: list[list[str]] = self._bm25s.tokenize(

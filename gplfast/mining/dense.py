@@ -134,6 +134,38 @@ def search(
     return Ranking(np.concatenate([hits.scores for hits in parts]), np.concatenate([hits.ids for hits in parts]))
 
 
+def pair_scores(
+    queries: npt.NDArray[np.float32],
+    docs: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.int64],
+    *,
+    metric: str,
+    threads: int = 0,
+) -> npt.NDArray[np.float32]:
+    """The score of each query with one row, to the bit what `search` gives.
+
+    Args:
+        queries: float32 (n_queries, dim).
+        docs: float32 (n_docs, dim).
+        rows: int64 (n_queries,), rows of docs.
+        metric: "cosine" or "dot".
+        threads: CPU threads, 0 for all.
+
+    Returns:
+        float32 (n_queries,); NaN where a pair has no score: `search` never returns it.
+    """
+    from gplfast import ops
+
+    n = len(queries)
+    both = np.concatenate([queries, docs[rows]])  # a copy of these rows only
+    pairs = np.arange(2 * n, dtype=np.int64).reshape(2, n).T.ravel()
+    lists = (2 * np.arange(n + 1, dtype=np.int64), pairs)
+    found = ops.gram(
+        both, lists, metric="cosine" if metric == "cosine" else "ip", triangle=True, threads=threads or None
+    )
+    return found.values.astype(np.float32, copy=False)
+
+
 def text_rows(texts: Sequence[str]) -> Callable[[range], list[str]]:
     """The `texts` argument of `embed` for a sequence in memory."""
     return lambda rows: list(texts[rows.start : rows.stop])

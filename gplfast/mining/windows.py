@@ -25,23 +25,30 @@ def starts(text: str, window_tokens: int) -> list[int]:
 
 
 def random_windows(
-    titles: Sequence[str], texts: Sequence[str], items: Sequence[int], window_tokens: int, *, seed: int
+    titles: Sequence[str],
+    texts: Sequence[str],
+    items: Sequence[int],
+    samples: Sequence[int],
+    window_tokens: int,
+    *,
+    seed: int,
 ) -> list[str]:
-    """Each text from a start drawn uniformly by the counter (seed, "window", item) on, behind its title.
+    """Each text from a start drawn uniformly by the counter (seed, "window", item, sample) on, behind its title.
 
     A query is about what the title names, so every window has it in front; the model cuts the end.
 
     Args:
         titles: n titles, may be empty; where not, the text begins with it.
         texts: n texts.
-        items: n numbers that name the draws.
+        items: n numbers that name the texts.
+        samples: n numbers that name the draws from each text, from 0.
         window_tokens: what the model will read.
         seed: seed of the draws.
     """
     cut = []
-    for title, text, item in zip(titles, texts, items, strict=True):
+    for title, text, item, sample in zip(titles, texts, items, samples, strict=True):
         head = len(title) + 1 if title else 0
         choices = starts(text[head:], window_tokens)
-        at = int(below(words(seed, "window", item, 1), np.array([len(choices)]))[0])
+        at = int(below(words(seed, "window", item, sample + 1)[-1:], np.array([len(choices)]))[0])
         cut.append(text[:head] + text[head + choices[at] :])
     return cut

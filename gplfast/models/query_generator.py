@@ -138,6 +138,7 @@ class QueryGenerator:
         sampling: Sampling | None = None,
         seed: int,
         items: Sequence[int],
+        first_sample: Sequence[int] | None = None,
         batch_size: int = 32,
         max_input_tokens: int | None = None,
         progress: Progress | None = None,
@@ -151,6 +152,8 @@ class QueryGenerator:
             seed: 0 <= seed < 2**64.
             items: n numbers >= 0 that name the passages for the random numbers; draws are keyed by (seed, item, sample,
                 step), so the same queries come for any batch size, order and split of the work, in float32 up to ties.
+            first_sample: n numbers >= 0, at which the numbers of each passage's samples begin; None: at 0. So more of
+                a passage can be drawn later.
             batch_size: passages encoded at a time.
             max_input_tokens: passages are cut to so many tokens, with </s>; None: `self.max_input_tokens`.
             progress: called with (done, total) passages.
@@ -159,14 +162,16 @@ class QueryGenerator:
             n lists of `n_samples` stripped queries, which may be empty strings.
 
         Raises:
-            ShapeError: not as many items as texts.
-            ConfigError: n_samples, seed, an item or max_input_tokens out of range.
+            ShapeError: not as many items or first samples as texts.
+            ConfigError: n_samples, seed, an item, a first sample or max_input_tokens out of range.
         """
         limit = self.max_input_tokens if max_input_tokens is None else max_input_tokens
-        if len(items) != len(texts):
-            message = f"generate: items has {len(items)} numbers but texts has {len(texts)} passages; give one for each"
-            raise ShapeError(message)
-        _check(n_samples, seed, items, limit, batch_size)
+        first_sample = [0] * len(texts) if first_sample is None else first_sample
+        for name, given in (("items", items), ("first_sample", first_sample)):
+            if len(given) != len(texts):
+                message = f"generate: {name} has {len(given)} numbers but texts has {len(texts)} passages"
+                raise ShapeError(f"{message}; give one for each")
+        _check(n_samples, seed, batch_size, limit, (items, first_sample))
         sampling = Sampling() if sampling is None else sampling
         tokens: list[list[list[int]]] = [[[] for _ in range(n_samples)] for _ in texts]
         n_done = 0
@@ -179,7 +184,7 @@ class QueryGenerator:
                 progress(n_done // n_samples, len(texts))
 
         def noise(row: int, sample: int) -> Array:
-            return uniforms(seed, int(items[row]), sample, sampling.max_new_tokens)
+            return uniforms(seed, int(items[row]), int(first_sample[row]) + sample, sampling.max_new_tokens)
 
         decoding = Decoding(self._decoder, self._shape, self._encode, sampling, encode_at_once=batch_size)
         for part in chunks(len(texts)):
@@ -193,12 +198,15 @@ class QueryGenerator:
         return mask, self._encoder.run({"input_ids": pad(ids, self._special.pad), "attention_mask": mask})
 
 
-def _check(n_samples: int, seed: int, items: Sequence[int], max_input_tokens: int, batch_size: int) -> None:
-    wrong = next((item for item in items if not 0 <= item < 2**63), 0)
+def _check(
+    n_samples: int, seed: int, batch_size: int, max_input_tokens: int, numbers: tuple[Sequence[int], Sequence[int]]
+) -> None:
+    wrong, wrong_first = (next((n for n in given if not 0 <= n < 2**63), 0) for given in numbers)
     checks = (
         (n_samples >= 1, "n_samples", n_samples, "at least 1"),
         (0 <= seed < 2**64, "seed", seed, "between 0 and 2**64 - 1"),
         (wrong == 0, "an item", wrong, "between 0 and 2**63 - 1"),
+        (wrong_first == 0, "a first sample", wrong_first, "between 0 and 2**63 - 1"),
         (max_input_tokens >= 2, "max_input_tokens", max_input_tokens, "at least 2"),
         (batch_size >= 1, "batch_size", batch_size, "at least 1"),
     )

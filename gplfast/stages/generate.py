@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
 import math
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gplfast.config import GenerateConfig, output_settings
+from gplfast.mining.copies import is_copied, plain
 from gplfast.mining.sampling import permutation
 from gplfast.mining.windows import random_windows
 from gplfast.store.generated import GeneratedQueries
@@ -28,6 +30,7 @@ TARGET_QUERIES = 250_000
 FEWEST_PER_PASSAGE = 3
 SHARD_PASSAGES = 256
 _COUNTS = b"gplfast.counts"
+_COUNTED = ("passages", "drawn", "queries", "empty", "duplicate", "copied", "made up", "passages below quota")
 Report = Callable[[str, int, int], None]
 
 
@@ -46,11 +49,12 @@ class Generator(Protocol):
         sampling: Any,
         seed: int,
         items: Sequence[int],
+        first_sample: Sequence[int],
         batch_size: int,
         max_input_tokens: int | None,
         progress: Callable[[int, int], None] | None,
     ) -> list[list[str]]:
-        """n_samples queries of each text."""
+        """Of each text the queries of `n_samples` samples, by their numbers from its `first_sample` on."""
 
 
 class Plan(NamedTuple):
@@ -96,6 +100,11 @@ def auto_queries_per_passage(n_passages: int) -> int:
     return FEWEST_PER_PASSAGE
 
 
+def most_extra_draws(quota: int, share: float) -> int:
+    """How many samples of a passage may be drawn beyond its quota: the share of it, rounded up."""
+    return math.ceil(round(share * quota, 6))  # 0.7 x 10 is 7.000000000000001
+
+
 def generate(
     corpus: Corpus,
     directory: Path,
@@ -108,8 +117,9 @@ def generate(
 ) -> GeneratedQueries:
     """Generate the queries of the corpus and write them, shard by shard.
 
-    Each query follows from (seed, passage, number of the sample) alone. Per passage equal queries are kept once, in the
-    order in which they were drawn; empty ones are dropped; both are counted.
+    Each query follows from (seed, passage, number of the sample) alone. Per passage empty queries, repeats of an
+    earlier one and copies from the passage are dropped and counted, and further samples are drawn until it has as many
+    as were asked for, or `extra_draws` is used up; those that stay are in the order in which they were drawn.
 
     Args:
         corpus: The passages.
@@ -124,8 +134,8 @@ def generate(
         The queries.
     """
     if not freshness(directory, wanted).fresh:
-        draw = functools.partial(_draw, config=config, seed=seed)
-        _run(corpus, ShardSet(directory, wanted), plan(len(corpus), config, seed), open_generator, draw, report=report)
+        todo = plan(len(corpus), config, seed)
+        _run(corpus, ShardSet(directory, wanted), todo, open_generator, config, seed=seed, report=report)
     return load(directory, wanted, n_passages=len(corpus))
 
 
@@ -143,8 +153,9 @@ def _run(
     shards: ShardSet,
     todo: Plan,
     open_generator: Callable[[], Generator],
-    draw: Callable[..., list[list[str]]],
+    config: GenerateConfig,
     *,
+    seed: int,
     report: Report | None,
 ) -> None:
     missing = shards.missing(_n_shards(todo))
@@ -159,9 +170,12 @@ def _run(
             if report is not None:
                 report("generate", before + done * n_rows // total, len(todo.passages))
 
-        drawn = draw(generator, corpus, rows, todo.per_passage, progress=show)
-        shards.write(shard, _table(drawn, rows))
-    totals = {"passages": len(todo.passages), "queries": 0, "empty": 0, "duplicate": 0}
+        draw = functools.partial(_draw, generator, config=config, seed=seed)
+        titles_texts = zip(rows, corpus.titles(rows), corpus.texts(rows), strict=True)
+        passages = [_Passage(int(row), title, text, config.copied == "drop") for row, title, text in titles_texts]
+        _fill(passages, todo.per_passage, most_extra_draws(todo.per_passage, config.extra_draws), draw, show)
+        shards.write(shard, _table(passages, todo.per_passage))
+    totals = dict.fromkeys(_COUNTED, 0) | {"passages": len(todo.passages)}
     for table in shards.tables():
         totals["queries"] += table.num_rows
         for name, value in json.loads(table.schema.metadata[_COUNTS]).items():
@@ -169,20 +183,76 @@ def _run(
     shards.finish(totals)
 
 
+class _Passage:
+    """The queries of one passage so far."""
+
+    def __init__(self, row: int, title: str, text: str, drop_copies: bool) -> None:
+        self.row, self.title, self.text = row, title, text
+        self.kept: list[str] = []
+        self.n_drawn = 0
+        self.counts: collections.Counter[str] = collections.Counter()
+        self._seen: set[str] = set()
+        self._words = plain(text) if drop_copies else ""
+
+    def take(self, drawn: Sequence[str], quota: int) -> None:
+        """Keep or drop the next samples; `quota` of them were to be drawn at first."""
+        for text in drawn:
+            query = " ".join(text.split())
+            if fault := self._fault(query):
+                self.counts[fault] += 1
+            else:
+                self.kept.append(query)
+                self.counts["made up"] += self.n_drawn >= quota
+            self._seen.add(query)
+            self.n_drawn += 1
+
+    def _fault(self, query: str) -> str:
+        """Which rule drops the query, the first that does; "" where none."""
+        words = plain(query)
+        if not words:
+            return "empty"
+        if query in self._seen:
+            return "duplicate"
+        return "copied" if is_copied(words, self._words) else ""
+
+
+def _fill(
+    passages: Sequence[_Passage],
+    quota: int,
+    n_extra: int,
+    draw: Callable[..., list[list[str]]],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Draw each passage's samples by number, 0 and on, until `quota` are kept or `quota + n_extra` are drawn.
+
+    Each round draws as many as a passage lacks, which is never one too many, so the rounds leave no trace.
+    """
+    progress_of_round: Callable[[int, int], None] | None = progress
+    while True:
+        lacking: dict[int, list[_Passage]] = collections.defaultdict(list)
+        for passage in passages:
+            lacking[min(quota - len(passage.kept), quota + n_extra - passage.n_drawn)].append(passage)
+        lacking.pop(0, None)
+        if not lacking:
+            return
+        for n_lacking, group in sorted(lacking.items()):
+            for passage, drawn in zip(group, draw(group, n_lacking, progress=progress_of_round), strict=True):
+                passage.take(drawn, quota)
+        progress_of_round = None  # the bar has reached the end of the shard
+
+
 def _draw(
     generator: Generator,
-    corpus: Corpus,
-    rows: npt.NDArray[np.int64],
-    per_passage: int,
+    passages: Sequence[_Passage],
+    n_samples: int,
     *,
     config: GenerateConfig,
     seed: int,
-    progress: Callable[[int, int], None],
+    progress: Callable[[int, int], None] | None,
 ) -> list[list[str]]:
-    """The queries of each passage as drawn: not stripped, with repeats."""
+    """The next `n_samples` queries of each passage as drawn: not stripped, with repeats."""
     from gplfast.models.sampling import Sampling
 
-    texts = corpus.texts(rows)
     sampling = Sampling(
         top_k=config.top_k,
         top_p=config.top_p,
@@ -193,34 +263,34 @@ def _draw(
     options["progress"] = progress
     options["max_input_tokens"] = config.passage_tokens or None
     if config.window == "head":
-        items = [int(row) for row in rows]
-        return generator.generate([config.prefix + text for text in texts], per_passage, items=items, **options)
-    # Every sample reads a window of its own, so each is an item of its own.
-    items = [int(row) * per_passage + sample for row in rows for sample in range(per_passage)]
-    n_tokens = config.passage_tokens or generator.max_input_tokens
-    repeated, titles = ([x for x in texts_of for _ in range(per_passage)] for texts_of in (texts, corpus.titles(rows)))
-    windows = [config.prefix + text for text in random_windows(titles, repeated, items, n_tokens, seed=seed)]
-    flat = generator.generate(windows, 1, items=items, **options)
-    return [
-        [query for sample in flat[start : start + per_passage] for query in sample]
-        for start in range(0, len(flat), per_passage)
-    ]
+        texts = [config.prefix + passage.text for passage in passages]
+        rows, first = [passage.row for passage in passages], [passage.n_drawn for passage in passages]
+        return generator.generate(texts, n_samples, items=rows, first_sample=first, **options)
+    # Every sample reads a window of its own.
+    each = [(passage, passage.n_drawn + number) for passage in passages for number in range(n_samples)]
+    rows, samples = [passage.row for passage, _ in each], [sample for _, sample in each]
+    windows = random_windows(
+        [passage.title for passage, _ in each],
+        [passage.text for passage, _ in each],
+        rows,
+        samples,
+        config.passage_tokens or generator.max_input_tokens,
+        seed=seed,
+    )
+    texts = [config.prefix + text for text in windows]
+    flat = [query for (query,) in generator.generate(texts, 1, items=rows, first_sample=samples, **options)]
+    return [flat[start : start + n_samples] for start in range(0, len(flat), n_samples)]
 
 
-def _table(drawn: list[list[str]], rows: npt.NDArray[np.int64]) -> Any:
-    texts: list[str] = []
-    passages: list[int] = []
-    counts = {"empty": 0, "duplicate": 0}
-    for row, queries in zip(rows, drawn, strict=True):
-        stripped = [" ".join(query.split()) for query in queries]
-        kept = list(dict.fromkeys(query for query in stripped if query))
-        n_empty = sum(not query for query in stripped)
-        counts["empty"] += n_empty
-        counts["duplicate"] += len(stripped) - n_empty - len(kept)
-        texts += kept
-        passages += [int(row)] * len(kept)
-    table = GeneratedQueries(texts, np.array(passages, np.int64)).table()
-    return table.replace_schema_metadata({_COUNTS: json.dumps(counts)})
+def _table(passages: Sequence[_Passage], quota: int) -> Any:
+    counts: collections.Counter[str] = collections.Counter()
+    for passage in passages:
+        counts.update(passage.counts)
+        counts["drawn"] += passage.n_drawn
+        counts["passages below quota"] += len(passage.kept) < quota
+    rows = np.repeat([passage.row for passage in passages], [len(passage.kept) for passage in passages])
+    table = GeneratedQueries([query for passage in passages for query in passage.kept], rows.astype(np.int64)).table()
+    return table.replace_schema_metadata({_COUNTS: json.dumps({name: counts[name] for name in sorted(counts)})})
 
 
 def _n_shards(todo: Plan) -> int:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from gplfast.config import MineConfig, output_settings
 from gplfast.mining import dense
 from gplfast.mining.bm25 import Bm25, Ranking
 from gplfast.mining.lists import Lists, from_sequences, same_text_groups, single, widen
+from gplfast.mining.round_trip import returns
 from gplfast.store.manifest import Manifest, freshness
 from gplfast.store.negatives import Negatives
 from gplfast.store.shards import ShardSet
@@ -26,8 +29,20 @@ if TYPE_CHECKING:
 
 SHARD_QUERIES = 4096
 BM25 = "bm25"
+_COUNTS = b"gplfast.counts"
 Report = Callable[[str, int, int], None]
-Source = Callable[[int, int, Lists], Ranking]
+
+
+class Source(NamedTuple):
+    """A retriever over queries start..stop-1.
+
+    Attributes:
+        search: Their best passages, some excluded.
+        own_scores: float32, of each with its own passage.
+    """
+
+    search: Callable[[int, int, Lists], Ranking]
+    own_scores: Callable[[int, int], npt.NDArray[np.float32]]
 
 
 def manifest(inputs: dict[str, str], fingerprints: dict[str, str], config: MineConfig) -> Manifest:
@@ -68,6 +83,10 @@ def mine(
 
     Positives (and passages of the same text, when asked for) are excluded inside the search, so the number is reached
     whenever the corpus has that many others; BM25 gives fewer where fewer share a word with the query.
+
+    With `round_trip_top` = K a query gets no negatives at all, and is counted, when none of the retrievers has its own
+    passage among its K best by (score descending, row ascending). Passages of the same text do not compete with it
+    where they are excluded.
 
     Args:
         corpus: The passages.
@@ -117,7 +136,11 @@ class _Job:
 
     @property
     def k(self) -> int:
-        return min(self.config.negatives_per_query, len(self.corpus))
+        """How many passages are searched for."""
+        return min(max(self.config.negatives_per_query, self.config.round_trip_top), len(self.corpus))
+
+    def own(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        return self.queries.passages[start:stop]
 
 
 def _run(job: _Job, shards: ShardSet, encoders: dict[str, Callable[[], Encoder] | None]) -> None:
@@ -131,22 +154,52 @@ def _run(job: _Job, shards: ShardSet, encoders: dict[str, Callable[[], Encoder] 
     for shard in missing:
         start, stop = shard * SHARD_QUERIES, min((shard + 1) * SHARD_QUERIES, n_queries)
         part = from_sequences([excluded.list(query) for query in range(start, stop)])
-        rankings = {name: source(start, stop, part) for name, source in sources.items()}
+        rankings = {name: source.search(start, stop, part) for name, source in sources.items()}
+        kept = _round_trip(job, sources, rankings, start, stop)
+        n_most = job.config.negatives_per_query
         found = Negatives.from_padded(
-            np.arange(start, stop), {name: (ranking.ids, ranking.scores) for name, ranking in rankings.items()}
+            np.arange(start, stop),
+            {
+                name: (np.where(kept[:, None], ranking.ids[:, :n_most], -1), ranking.scores[:, :n_most])
+                for name, ranking in rankings.items()
+            },
         )
-        shards.write(shard, found.table())
+        table = found.table()
+        counts = {_COUNTS: json.dumps({"dropped": int((~kept).sum())})}
+        shards.write(shard, table.replace_schema_metadata({**table.schema.metadata, **counts}))
         if job.report is not None:
             job.report("mine", stop, n_queries)
+    shards.finish(_counts(job, shards))
+
+
+def _round_trip(
+    job: _Job, sources: Mapping[str, Source], rankings: Mapping[str, Ranking], start: int, stop: int
+) -> npt.NDArray[np.bool_]:
+    """Which queries some retriever takes back to their passage; all of them where that is not asked for."""
+    top = job.config.round_trip_top
+    kept = np.full(stop - start, top == 0)
+    for name, ranking in rankings.items() if top else ():
+        kept |= returns(ranking, sources[name].own_scores(start, stop), job.own(start, stop), top)
+    return kept
+
+
+def _counts(job: _Job, shards: ShardSet) -> dict[str, int]:
     done = Negatives.from_table(shards.table(), str(shards.directory))
-    counts = {f"negatives {name}": len(ranked.docs) for name, ranked in done.lists.items()}
-    per_query = np.diff(done.union()[0])
-    shards.finish({"queries": n_queries, "queries without negatives": int((per_query == 0).sum()), **counts})
+    n_dropped = sum(json.loads(table.schema.metadata[_COUNTS])["dropped"] for table in shards.tables())
+    n_without = int((np.diff(done.union()[0]) == 0).sum())
+    counts = {"queries": len(job.queries), "queries without negatives": n_without - n_dropped}
+    if job.config.round_trip_top:
+        counts["queries dropped by round trip"] = n_dropped
+    return counts | {f"negatives {name}": len(ranked.docs) for name, ranked in done.lists.items()}
 
 
 def _bm25(job: _Job) -> Source:
     index = Bm25(job.corpus.texts())
-    return lambda start, stop, excluded: index.search(job.queries.texts[start:stop], job.k, exclude=excluded)
+    texts = job.queries.texts
+    return Source(
+        lambda start, stop, excluded: index.search(texts[start:stop], job.k, exclude=excluded),
+        lambda start, stop: index.pair_scores(texts[start:stop], job.own(start, stop)),
+    )
 
 
 def _dense(job: _Job, name: str, encoder: Encoder, metric: str) -> Source:
@@ -168,8 +221,13 @@ def _dense(job: _Job, name: str, encoder: Encoder, metric: str) -> Source:
         kind="query",
         progress=show("queries"),
     )
-    return lambda start, stop, excluded: dense.search(
-        vectors[start:stop], docs, job.k, metric=metric, exclude=excluded, threads=job.threads
+    return Source(
+        lambda start, stop, excluded: dense.search(
+            vectors[start:stop], docs, job.k, exclude=excluded, metric=metric, threads=job.threads
+        ),
+        lambda start, stop: dense.pair_scores(
+            vectors[start:stop], docs, job.own(start, stop), metric=metric, threads=job.threads
+        ),
     )
 
 

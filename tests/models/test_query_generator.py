@@ -100,6 +100,8 @@ def test_samples_do_not_depend_on_batches_or_order(kind, top_k, t5s, model_cache
     assert back[::-1] == whole
     fewer = generator.generate(PASSAGES[2:4], 2, sampling=sampling, seed=7, items=ITEMS[2:4])
     assert fewer == [queries[:2] for queries in whole[2:4]]
+    later = generator.generate(PASSAGES[2:4], 1, sampling=sampling, seed=7, items=ITEMS[2:4], first_sample=[2, 1])
+    assert later == [whole[2][2:], whole[3][1:2]]
     other = generator.generate(PASSAGES, 3, sampling=sampling, seed=8, items=ITEMS)
     assert other != whole
 
@@ -175,6 +177,8 @@ def test_nothing_to_do(t5s, model_cache):
     [
         ({"items": [1]}, ShapeError, "items has 1 numbers but texts has 2"),
         ({"items": [0, -4]}, ConfigError, "an item is -4"),
+        ({"first_sample": [0]}, ShapeError, "first_sample has 1 numbers but texts has 2"),
+        ({"first_sample": [-1, 0]}, ConfigError, "a first sample is -1"),
         ({"n_samples": 0}, ConfigError, "n_samples is 0 but must be at least 1"),
         ({"seed": -1}, ConfigError, "seed is -1"),
         ({"batch_size": 0}, ConfigError, "batch_size is 0 but must be at least 1"),

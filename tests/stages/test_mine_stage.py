@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import tiny
 
 from gplfast.config import GenerateConfig, MineConfig
 from gplfast.mining import dense
+from gplfast.mining.bm25 import Bm25, Ranking
+from gplfast.mining.round_trip import returns
 from gplfast.stages import generate, mine
 from gplfast.store.corpus import load_corpus
 from gplfast.store.generated import GeneratedQueries
+from gplfast.store.manifest import Manifest
 from gplfast.store.shards import ShardSet
 
 
@@ -137,3 +142,138 @@ def test_negatives_come_from_all_passages_when_queries_come_from_a_sample(tmp_pa
     found = run(tmp_path, tiny.corpus(40), asked, {"a": tiny.HashEncoder()})
     for query in range(4):
         assert set(found.lists["a"][query].tolist()) == set(range(40)) - {int(sampled[query])}
+
+
+class ChosenEncoder:
+    """Texts that end in a number have the vector of that number, so that scores and ties are chosen."""
+
+    def __init__(self, vectors, fingerprint="chosen"):
+        self.vectors, self.fingerprint = np.array(vectors, np.float32), fingerprint
+        self.dim = self.vectors.shape[1]
+
+    def encode(self, texts, *, kind, batch_size, progress):
+        return np.ascontiguousarray(self.vectors[[int(text.split()[-1]) for text in texts]])
+
+
+def best(scores, groups, own, top):
+    """The rank of each own passage by sorting all of the corpus, written down as simply as can be."""
+    passed = []
+    for values, passage in zip(scores, own, strict=True):
+        others = [row for row in range(len(values)) if groups[row] != groups[passage] or row == passage]
+        order = sorted((row for row in others if not math.isnan(values[row])), key=lambda row: (-values[row], row))
+        passed.append(passage in order[:top])
+    return np.array(passed)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
+@pytest.mark.parametrize("duplicates", [True, False])
+@pytest.mark.parametrize("top", [1, 2, 3, 7, 30, 60])
+def test_the_round_trip_is_the_rank_in_a_search_of_everything(tmp_path, metric, duplicates, top):
+    """Vectors of few small whole numbers (many exact ties), zero rows, an infinite row; texts that occur twice."""
+    draw = np.random.default_rng(3)
+    vectors = draw.integers(-1, 2, (45, 3)).astype(np.float32)
+    vectors[[4, 9]] = 0
+    vectors[5] = np.inf
+    numbers = np.concatenate([np.arange(40), [0, 7, 7]])  # passages 40, 41 and 42 repeat texts and vectors
+    corpus = load_corpus([f"passage {number}" for number in numbers])
+    own = draw.integers(0, 43, 25)
+    near = np.where(np.arange(25) % 2, numbers[own], draw.integers(0, 45, 25))  # every second is its passage's vector
+    asked = GeneratedQueries([f"query {number}" for number in near], own)
+    encoders = {"a": ChosenEncoder(vectors), "b": ChosenEncoder(-vectors[::-1], "other")}
+    found = run(
+        tmp_path,
+        corpus,
+        asked,
+        encoders,
+        negatives_per_query=5,
+        metrics=(metric,),
+        exclude_duplicates=duplicates,
+        round_trip_top=top,
+    )
+    passed = np.zeros(25, bool)
+    groups = numbers if duplicates else np.arange(43)
+    for encoder in encoders.values():
+        options = {"kind": "query", "batch_size": 8, "progress": None}
+        queries, docs = encoder.encode(asked.texts, **options), encoder.encode(corpus.texts(), **options)
+        hits = dense.search(queries, docs, 43, metric=metric)  # scores of all pairs, as the search has them
+        scores = np.full((25, 43), np.nan, np.float32)
+        for row in range(25):
+            there = hits.ids[row] >= 0
+            scores[row, hits.ids[row][there]] = hits.scores[row][there]
+        np.testing.assert_array_equal(dense.pair_scores(queries, docs, own, metric=metric), scores[np.arange(25), own])
+        passed |= best(scores, groups, own, top)
+    unfiltered = run(
+        tmp_path / "all",
+        corpus,
+        asked,
+        encoders,
+        negatives_per_query=5,
+        metrics=(metric,),
+        exclude_duplicates=duplicates,
+    )
+    for name, ranked in found.lists.items():
+        for query in range(25):
+            expected = unfiltered.lists[name][query].tolist() if passed[query] else []
+            assert ranked[query].tolist() == expected, (name, query)
+    counts = Manifest.read(tmp_path / "mine").counts
+    assert counts["queries dropped by round trip"] == (~passed).sum()
+    n_lists = sum(np.diff(ranked.indptr) > 0 for ranked in unfiltered.lists.values())
+    assert counts["queries without negatives"] == (passed & (n_lists == 0)).sum()
+    if top < 30:
+        assert 0 < passed.sum() < 25  # the case is neither empty nor trivial
+
+
+@pytest.mark.parametrize("top", [1, 3, 12])
+def test_the_round_trip_of_bm25_needs_a_common_word(tmp_path, top):
+    texts = ["cell energy", "energy law", "cell energy law", "law", "mountain", "energy cell", "", "law energy"] * 2
+    corpus = load_corpus([f"{text} {number}" for number, text in enumerate(texts)])
+    asked = GeneratedQueries(
+        ["energy", "energy", "mountain", "cell", "law law", "unknown", "the", "energy cell"],
+        np.array([15, 1, 3, 0, 11, 2, 4, 13]),
+    )
+    found = run(tmp_path, corpus, asked, {"bm25": None}, negatives_per_query=4, round_trip_top=top)
+    index = Bm25(corpus.texts())
+    scores = np.stack([np.full(16, np.nan, np.float32)] * 8)
+    for number, hits in enumerate(index.search(asked.texts, 16).ids):
+        for row in hits[hits >= 0]:
+            scores[number, row] = index.pair_scores([asked.texts[number]], np.array([row]))[0]
+    hits = index.search(asked.texts, 16)
+    for number in range(8):
+        there = hits.ids[number] >= 0
+        np.testing.assert_array_equal(scores[number, hits.ids[number][there]], hits.scores[number][there])
+    passed = best(scores, np.arange(16), asked.passages, top)
+    assert [len(found.lists["bm25"][query]) > 0 for query in range(8)] == passed.tolist()
+    assert not passed[[2, 5, 6]].any()
+    assert np.isnan(index.pair_scores(["mountain", "the", ""], np.array([3, 4, 0]))).all()
+
+
+def test_the_round_trip_by_hand():
+    """Two others each; the own passage is row 5."""
+    inf, nan = np.inf, np.nan
+    cases = [
+        ([3, 2], [8, 9], 2.5, True),  # ahead of the second
+        ([3, 2], [8, 9], 2, True),  # a tie with a later row
+        ([3, 2], [8, 4], 2, False),  # a tie with an earlier one
+        ([3, 2], [8, 9], 1, False),
+        ([3, -inf], [8, -1], -7, True),  # there is but one other
+        ([3, -inf], [8, -1], -inf, True),
+        ([3, -inf], [8, -1], nan, False),  # a passage without a score is never found
+    ]
+    scores, ids, own, expected = zip(*cases, strict=True)
+    others, rows = Ranking(np.array(scores, np.float32), np.array(ids)), np.full(len(cases), 5)
+    for top in (2, 9):
+        assert returns(others, np.array(own, np.float32), rows, top).tolist() == list(expected)
+    assert not returns(others, np.array(own, np.float32), rows, 1).any()
+
+
+def test_a_killed_run_with_a_round_trip_counts_the_same(tmp_path, queries, monkeypatch):
+    monkeypatch.setattr(mine, "SHARD_QUERIES", 5)
+    corpus, encoders = tiny.corpus(30), {"a": tiny.HashEncoder(), "bm25": None}
+    run(tmp_path / "a", corpus, queries, encoders, negatives_per_query=4, round_trip_top=9)
+    run(tmp_path / "b", corpus, queries, encoders, negatives_per_query=4, round_trip_top=9)
+    (tmp_path / "b" / "mine" / "manifest.json").unlink()
+    (tmp_path / "b" / "mine" / "shard-00001.parquet").unlink()
+    run(tmp_path / "b", corpus, queries, encoders, negatives_per_query=4, round_trip_top=9)
+    for path in sorted((tmp_path / "a" / "mine").iterdir()):
+        assert path.read_bytes() == (tmp_path / "b" / "mine" / path.name).read_bytes(), path.name
+    assert 0 < Manifest.read(tmp_path / "b" / "mine").counts["queries dropped by round trip"] < 12

@@ -107,22 +107,24 @@ def test_windows_start_at_sentences_and_leave_enough_text():
     text = "First one. Second one! " + "x" * 100 + ". Last."
     assert starts(text, 20) == [0, 11, 23]
     assert starts("short text", 96) == [0]
-    drawn = random_windows([""] * 200, [text] * 200, range(200), 20, seed=0)
-    assert {window[:6] for window in drawn} == {"First ", "Second", "xxxxxx"}
-    assert random_windows([""] * 5, [text] * 5, [3, 4, 5, 6, 7], 20, seed=0) == drawn[3:8]  # by item, not by place
+    for items, samples in ((range(200), [0] * 200), ([7] * 200, range(200))):
+        drawn = random_windows([""] * 200, [text] * 200, items, samples, 20, seed=0)
+        assert {window[:6] for window in drawn} == {"First ", "Second", "xxxxxx"}
+        part = random_windows([""] * 5, [text] * 5, items[3:8], samples[3:8], 20, seed=0)
+        assert part == drawn[3:8]  # by item and sample, not by place
 
 
 def test_every_window_has_the_title_in_front():
     body = "First one. Second one! " + "x" * 100 + ". Last."
     drawn = random_windows(
-        ["A title. With a stop"] * 200, [f"A title. With a stop {body}"] * 200, range(200), 20, seed=0
+        ["A title. With a stop"] * 200, [f"A title. With a stop {body}"] * 200, range(200), [0] * 200, 20, seed=0
     )
     assert {window[:27] for window in drawn} == {
         "A title. With a stop First ",
         "A title. With a stop Second",
         "A title. With a stop xxxxxx",
     }
-    assert random_windows(["Only a title"], ["Only a title"], [0], 20, seed=0) == ["Only a title"]
+    assert random_windows(["Only a title"], ["Only a title"], [0], [0], 20, seed=0) == ["Only a title"]
 
 
 def test_rescaling_to_cosine_units():
