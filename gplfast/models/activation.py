@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,11 @@ def activate(logits: Values, activation: str) -> Values:
     return _FUNCTIONS[activation](logits.astype(np.float64)).astype(np.float32)
 
 
+def saved_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What config_sentence_transformers.json says of a cross-encoder; the library reads it beside modules.json only."""
+    return checkpoint.optional("config_sentence_transformers.json") if checkpoint.modules else {}
+
+
 def configured_activation(checkpoint: Checkpoint, n_labels: int) -> str:
     """What sentence-transformers' CrossEncoder.predict applies to this model unless told otherwise.
 
@@ -44,7 +49,7 @@ def configured_activation(checkpoint: Checkpoint, n_labels: int) -> str:
     """
     saved = checkpoint.config.get("sentence_transformers") or {}
     found = (
-        checkpoint.optional("config_sentence_transformers.json").get("activation_fn")
+        saved_settings(checkpoint).get("activation_fn")
         or saved.get("activation_fn")
         or checkpoint.config.get("sbert_ce_default_activation_function")
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gplfast.errors import ModelError, ShapeError
-from gplfast.models.activation import activate, chosen_activation, configured_activation, label_index
+from gplfast.models.activation import activate, chosen_activation, configured_activation, label_index, saved_settings
 from gplfast.models.batching import Progress, Rows, Values, Work, map_unique, mask_of, pad
 from gplfast.models.cache import cache_root, cached_folder
 from gplfast.models.checkpoint import Checkpoint
@@ -37,7 +37,7 @@ class CrossEncoder:
         self._padding_id = padding_id(checkpoint.config)
         self._n_labels, self._label = n_labels(checkpoint), label
         self._configured = functools.partial(configured_activation, checkpoint, self._n_labels)
-        settings = checkpoint.optional("config_sentence_transformers.json")
+        settings = saved_settings(checkpoint)
         # as CrossEncoder.predict: the default prompt goes before the first text of a pair
         self._prompt = str((settings.get("prompts") or {}).get(settings.get("default_prompt_name")) or "")
 

@@ -70,6 +70,8 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._lock = threading.Lock()  # truncation is a state of the library's object, and encoding releases the GIL
         self._lower = bool(checkpoint.optional("sentence_bert_config.json", network=True).get("do_lower_case"))
+        inputs = checkpoint.optional("tokenizer_config.json", network=True).get("model_input_names")
+        self._types = inputs is None or "token_type_ids" in inputs  # else the model was trained with type 0 alone
         self._end_id = end_id
         if end_id is not None and self._tokenizer.encode("a").ids[-1:] == [end_id]:
             self._end_id = None
@@ -132,6 +134,8 @@ class Tokenizer:
     def _encode_batch(self, texts: list[Any]) -> Encoded:
         encodings = self._tokenizer.encode_batch(texts)
         ids = [np.array(e.ids, np.int32) for e in encodings]
+        if not self._types:
+            return Encoded(ids, [np.zeros_like(row) for row in ids])
         return Encoded(ids, [np.array(e.type_ids, np.int32) for e in encodings])
 
 
