@@ -18,6 +18,7 @@ from gplfast.errors import ConfigError
 from gplfast.settings_file import read_settings_file
 
 AUTO = 0
+_ACTIVATIONS = ("identity", "sigmoid", "softmax", "default")
 
 
 def _setting(
@@ -104,7 +105,7 @@ class MineConfig(_Checked):
     round_trip_top: int = _setting(
         0, "no negatives for queries whose own passage no retriever has among its best so many (0: for all)", low=0
     )
-    batch_size: int = _setting(64, "texts per batch of the encoder", low=1, output=False)
+    batch_size: int = _setting(AUTO, "texts per batch at most (0: as many as fit by tokens)", low=0, output=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +114,11 @@ class LabelConfig(_Checked):
 
     model: str = _setting("nano:teacher", "cross-encoder: a directory, a hub name or nano:teacher", output=False)
     max_seq_length: int = _setting(350, "query and passage are each cut to this many teacher tokens", low=1)
-    activation: str = _setting("identity", "of the teacher; identity: raw logits", choices=("identity", "sigmoid"))
+    activation: str = _setting("identity", "identity: raw logits; default: as the model says", choices=_ACTIVATIONS)
+    relevance_label: str = _setting("", "of a teacher with several labels: the relevance, by name or number")
     keep_share: float = _setting(1.0, "use this share of the queries, by their passage's score", low=0.001, high=1.0)
     nan: str = _setting("error", "when the teacher gives NaN: stop, or drop these rows", choices=("error", "drop"))
-    batch_size: int = _setting(32, "pairs per batch", low=1, output=False)
+    batch_size: int = _setting(AUTO, "pairs per batch at most (0: as many as fit by tokens)", low=0, output=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +183,7 @@ class EvaluateConfig(_Checked):
         False, "leave out judgements of unknown queries and passages, with a warning, instead of stopping", output=False
     )
     test: str = _setting("t-test", "paired significance test on nDCG@10", choices=("t-test", "permutation"))
-    batch_size: int = _setting(64, "texts per batch of the encoder", low=1, output=False)
+    batch_size: int = _setting(AUTO, "texts per batch at most (0: as many as fit by tokens)", low=0, output=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,12 +320,9 @@ def check(config: RunConfig) -> RunConfig:
 
 def output_settings(section: Any) -> dict[str, Any]:
     """The settings of one step that change its output, as JSON values: what a manifest records."""
-    values: dict[str, Any] = {}
-    for item in dataclasses.fields(section):
-        if item.metadata.get("output", True):
-            value = getattr(section, item.name)
-            values[item.name] = list(value) if isinstance(value, tuple) else value
-    return values
+    names = [item.name for item in dataclasses.fields(section) if item.metadata.get("output", True)]
+    values = {name: getattr(section, name) for name in names}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def field_types(section: type[Any]) -> dict[str, Any]:

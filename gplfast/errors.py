@@ -39,6 +39,10 @@ class UnavailableError(GplfastError, RuntimeError):
     """An instruction set, device or provider that this machine or build does not have."""
 
 
+class ResourceError(GplfastError, MemoryError):
+    """Work that does not fit into memory even in its smallest piece; the message names the piece."""
+
+
 class LockedError(GplfastError, RuntimeError):
     """A work directory that another process is writing."""
 

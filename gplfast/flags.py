@@ -24,7 +24,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "evaluate": {
         "input": _ALL,
         "evaluate": _ALL,
-        "label": ("model", "max_seq_length", "activation", "batch_size"),
+        "label": ("model", "max_seq_length", "activation", "relevance_label", "batch_size"),
         "train": ("base", "similarity", "pooling"),
     },
     "ask": {"input": _ALL},

@@ -263,7 +263,9 @@ class Pipeline(Systems):
     def _open_teacher(self) -> Any:
         from gplfast.models import CrossEncoder
 
-        return CrossEncoder.open(self.model(self.config.label.model).path, threads=self.config.threads or None)
+        label = self.config.label
+        path = self.model(label.model).path
+        return CrossEncoder.open(path, threads=self.config.threads or None, label=label.relevance_label or None)
 
     def _opener(self, name: str) -> Callable[[], Any] | None:
         from gplfast.models import BiEncoder

@@ -48,7 +48,7 @@ class System:
         kind = self.name if self.name in (BM25, BM25_TEACHER) else "bi-encoder"
         wanted = evaluate.manifest(data.fingerprint, kind, models, config.evaluate)
         if self.name == BM25_TEACHER:
-            label = {"max_seq_length": config.label.max_seq_length, "activation": config.label.activation}
+            label = {name: getattr(config.label, name) for name in ("max_seq_length", "activation", "relevance_label")}
             wanted = dataclasses.replace(wanted, config={**wanted.config, **label})
         if self.pooling:
             own = {"pooling": self.pooling, "similarity": self.similarity}
@@ -115,8 +115,10 @@ class Bench:
 
         label = self.config.label
         scorer = PairScorer(
-            ScoreStore(self.scores, teacher_identity(fingerprint, label.activation)),
-            lambda: CrossEncoder.open(teacher, threads=self.config.threads or None),
+            ScoreStore(self.scores, teacher_identity(fingerprint, label.activation, label.relevance_label)),
+            lambda: CrossEncoder.open(
+                teacher, threads=self.config.threads or None, label=label.relevance_label or None
+            ),
             max_tokens=label.max_seq_length,
             activation=label.activation,
             batch_size=label.batch_size,

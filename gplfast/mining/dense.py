@@ -57,7 +57,7 @@ def embed(
     *,
     texts_fingerprint: str,
     kind: Kind,
-    batch_size: int = 64,
+    batch_size: int = 0,
     progress: Progress | None = None,
 ) -> npt.NDArray[Any]:
     """Embeddings of all texts, from disk where they were made before.
@@ -69,7 +69,8 @@ def embed(
         root: Directory of all embeddings; each (encoder, texts, kind) has one of its own there.
         texts_fingerprint: Of all texts in order.
         kind: "query" or "document": which prompt the encoder puts in front.
-        batch_size: Texts per batch; changes the last bits, so what was begun with another one is begun again.
+        batch_size: Texts per batch at most, 0: as many as fit by tokens; changes the last bits, so what was begun with
+            another one is begun again.
         progress: Called with (rows done, all rows).
 
     Returns:

@@ -49,7 +49,7 @@ class PairScorer:
         max_tokens: int,
         activation: str,
         keep_nan: bool = False,
-        batch_size: int = 32,
+        batch_size: int = 0,
     ) -> None:
         """The model is opened when it is first needed.
 
@@ -57,9 +57,9 @@ class PairScorer:
             store: Of this teacher and activation.
             open_teacher: Opens the model.
             max_tokens: Query and passage are each cut to this many tokens.
-            activation: "identity" (raw logits) or "sigmoid".
+            activation: Of the teacher, see `LabelConfig`.
             keep_nan: Return NaN where the teacher gives NaN or infinity instead of raising, and remember it.
-            batch_size: Pairs per batch.
+            batch_size: Pairs per batch at most; 0: as many as fit by tokens.
         """
         self._store, self._open_teacher = store, functools.cache(open_teacher)
         self._max_tokens, self._activation = max_tokens, activation
@@ -141,6 +141,7 @@ class PairScorer:
             )
 
 
-def teacher_identity(fingerprint: str, activation: str) -> str:
+def teacher_identity(fingerprint: str, activation: str, relevance_label: str = "") -> str:
     """What a stored score depends on besides the two texts, which are stored as cut."""
-    return f"{fingerprint} activation={activation}"
+    label = f" label={relevance_label}" if relevance_label else ""
+    return f"{fingerprint} activation={activation}{label}"

@@ -1,18 +1,36 @@
-"""Batches of rows of like length, so that little of a batch is padding."""
+"""Batches of rows of like length, so that little of a batch is padding, and texts tokenised ahead of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from gplfast.errors import ConfigError
+from gplfast.errors import ConfigError, ResourceError
+from gplfast.models.out_of_memory import is_out_of_memory
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+Part = TypeVar("Part")
+Made = TypeVar("Made")
+Key = TypeVar("Key", bound=Hashable)
+Rows = npt.NDArray[np.int64]
+Values = npt.NDArray[np.float32]
 
 # Texts tokenised at a time: sorting by length pays within such a chunk, and memory stays flat however many texts come.
 CHUNK_TEXTS = 16_384
+# Items tokenised at a time by `map_unique`, which sorts them before; two such chunks are in memory at once.
+CHUNK_ROWS = 512
+# Tokens of a batch, padding included.
+BATCH_TOKENS = 4096
 
 
 def chunks(n_texts: int) -> Iterator[slice]:
@@ -21,18 +39,132 @@ def chunks(n_texts: int) -> Iterator[slice]:
         yield slice(start, min(start + CHUNK_TEXTS, n_texts))
 
 
-def length_sorted(lengths: np.ndarray[Any, Any], batch_size: int) -> Iterator[np.ndarray[Any, np.dtype[np.int64]]]:
-    """Row numbers in batches, longest first (what does not fit into memory shows at once), ties in input order.
+class _HasLengths(Protocol):
+    @property
+    def lengths(self) -> Rows:
+        """Tokens of each row."""
+
+
+Encoded = TypeVar("Encoded", bound=_HasLengths)
+
+
+@dataclass(frozen=True)
+class Work(Generic[Key, Encoded]):
+    """What `map_unique` does with texts or pairs.
+
+    Attributes:
+        what: of the error messages.
+        characters: the length of one item, to sort by before its tokens are known.
+        encode: tokenises items; called in another thread, one call at a time.
+        run: gives the values of some rows of what `encode` made, float32 (n_rows, width).
+        width: columns of the values.
+    """
+
+    what: str
+    characters: Callable[[Key], int]
+    encode: Callable[[list[Key]], Encoded]
+    run: Callable[[Encoded, Rows], Values]
+    width: int
+
+
+def map_unique(items: Iterable[Key], work: Work[Key, Encoded], *, batch_size: int, progress: Progress | None) -> Values:
+    """The values of all items, equal items computed once.
+
+    Items are sorted by characters, tokenised CHUNK_ROWS at a time in another thread while the chunk before is computed,
+    sorted by tokens within a chunk, and cut into batches whose rows x longest is at most BATCH_TOKENS: longest first,
+    so what does not fit into memory shows at once. A batch that does not fit is halved, and the rest of the call goes
+    on with that size. Which items share a batch follows from the arguments alone.
+
+    Args:
+        items: n texts or pairs.
+        work: see `Work`.
+        batch_size: rows of a batch at most; 0: as many as BATCH_TOKENS lets in.
+        progress: called with (items done, n) after each batch.
+
+    Returns:
+        float32 (n, width), C-contiguous, in the order of `items`.
 
     Raises:
-        ConfigError: batch_size below 1.
+        ConfigError: batch_size below 0.
+        ResourceError: one row alone does not fit into memory.
     """
-    if batch_size < 1:
-        message = f"batch_size is {batch_size} but must be at least 1"
+    if batch_size < 0:
+        message = f"{work.what}: batch_size is {batch_size} but must be at least 1, or 0 for as many as fit by tokens"
         raise ConfigError(message)
-    order = np.argsort(-lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    numbers: dict[Key, int] = {}
+    which = np.fromiter((numbers.setdefault(item, len(numbers)) for item in items), np.int64)
+    different = list(numbers)
+    copies = np.bincount(which, minlength=len(different))
+    values = np.empty((len(different), work.width), np.float32)
+    done = 0
+    with contextlib.closing(_batches(different, work, batch_size)) as batches:  # ends its thread whatever happens here
+        for rows, found in batches:
+            values[rows] = found
+            done += int(copies[rows].sum())
+            if progress is not None:
+                progress(done, len(which))
+    return values if len(different) == len(which) else values[which]
+
+
+def _batches(items: list[Key], work: Work[Key, Encoded], batch_size: int) -> Generator[tuple[Rows, Values]]:
+    """Row numbers and values of each batch."""
+    order = np.argsort([-work.characters(item) for item in items], kind="stable")
+    parts = [order[start : start + CHUNK_ROWS] for start in range(0, len(order), CHUNK_ROWS)]
+    tokens = BATCH_TOKENS
+    with contextlib.closing(ahead(lambda part: work.encode([items[row] for row in part]), parts)) as stream:
+        for part, encoded in stream:
+            lengths = encoded.lengths
+            left = np.argsort(-lengths, kind="stable")
+            while len(left):
+                longest = int(lengths[left[0]])
+                batch = left[: min(max(1, tokens // max(longest, 1)), batch_size or len(left))]
+                try:
+                    values = work.run(encoded, batch)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    tokens = _halved(work.what, len(batch), longest, error)
+                    continue
+                yield part[batch], values
+                left = left[len(batch) :]
+
+
+def _halved(what: str, n_rows: int, longest: int, error: Exception) -> int:
+    """Tokens of a batch half as large; raises when one row was too large already."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if n_rows == 1:
+        message = (
+            f"{what}: a batch of 1 row x {longest} tokens does not fit into memory ({reason}); free memory, use a "
+            "smaller model, or cut texts shorter"
+        )
+        raise ResourceError(message) from error
+    tokens = n_rows // 2 * longest
+    log.warning(
+        "%s: a batch of %d rows x %d tokens does not fit into memory (%s); going on with at most %d tokens per batch",
+        what, n_rows, longest, reason, tokens,
+    )  # fmt: skip
+    return tokens
+
+
+def ahead(make: Callable[[Part], Made], parts: Iterable[Part]) -> Generator[tuple[Part, Made]]:
+    """Each part with what `make` gives for it, in order; the next one is made in another thread meanwhile.
+
+    What is used and the one after it are in memory, no more. An error of `make` is raised here. Close the iterator
+    (contextlib.closing) to be sure that the thread has ended; closing waits for the `make` that has begun.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="gplfast-ahead")
+    waiting: deque[tuple[Part, Future[Made]]] = deque()
+    try:
+        for part in parts:
+            waiting.append((part, pool.submit(make, part)))
+            if len(waiting) > 1:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def pad(rows: Sequence[np.ndarray[Any, np.dtype[np.int32]]], value: int) -> np.ndarray[Any, np.dtype[np.int32]]:

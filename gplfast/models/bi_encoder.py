@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from gplfast.errors import ConfigError, ModelError
 from gplfast.models import calibration
-from gplfast.models.batching import Progress, chunks, length_sorted
+from gplfast.models.batching import Progress, Rows, Values, Work, map_unique
 from gplfast.models.cache import cache_root, cached_folder
 from gplfast.models.checkpoint import Checkpoint
 from gplfast.models.cross_encoder import encoder_feed, vocabulary_rows
@@ -17,7 +15,7 @@ from gplfast.models.export.sentence import bi_encoder_graph
 from gplfast.models.resolve import resolve
 from gplfast.models.runtime import AUTO, REFERENCE, AnySession, Runtime, candidates, open_session
 from gplfast.models.session import default_threads
-from gplfast.models.tokenization import Tokenizer, max_length
+from gplfast.models.tokenization import Encoded, Tokenizer, max_length
 
 if TYPE_CHECKING:
     import os
@@ -56,6 +54,7 @@ class BiEncoder:
         threads: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         pooling: str = "mean",
+        truncate_dim: int | None = None,
         provider: str = AUTO,
         precision: str = AUTO,
     ) -> BiEncoder:
@@ -66,11 +65,15 @@ class BiEncoder:
             threads: None takes every CPU this process may use.
             cache_dir: where exported graphs are kept; None: $GPLFAST_CACHE or ~/.cache/gplfast.
             pooling: for a plain directory only; sentence-transformers' say theirs themselves.
+            truncate_dim: keep this many leading columns of the embeddings (Matryoshka; Kusupati et al. 2022) instead of
+                what the model's configuration says. Cut after all modules and not normalised again, as
+                sentence-transformers does.
             provider: "cpu", "openvino", "cuda", or "auto": the fastest here, found by a trial that is made once.
             precision: "fp32", "bf16", "int8", or "auto": lower than fp32 only where the trial found the same passages
                 (see `calibration.MIN_OVERLAP`). The fingerprint of the embeddings says which it was.
 
         Raises:
+            ConfigError: truncate_dim below 1.
             ModelError: an architecture or module that is not supported, or damaged files; the message says which.
             HubError, MissingExtraError: see `resolve`.
         """
@@ -86,8 +89,8 @@ class BiEncoder:
             target = root / f"bi-encoder-v{_GRAPH_VERSION}{suffix}{'-int8' * int8}"
             folder = cached_folder(target, lambda work: _export(checkpoint, work, pooling, int8=int8))
             session = open_session(folder / "model.onnx", runtime, threads)
-            fingerprint = checkpoint.fingerprint + suffix + runtime.suffix
-            return cls(checkpoint, session, tokenizer, session.output_dim("embedding"), fingerprint)
+            dim, cut = _kept_columns(truncate_dim, session.output_dim("embedding"), checkpoint)
+            return cls(checkpoint, session, tokenizer, dim, checkpoint.fingerprint + suffix + cut + runtime.suffix)
 
         trial = calibration.Calibration("bi-encoder", start, _embed_items, calibration.overlap_gate)
         found = candidates(provider, precision)
@@ -101,55 +104,64 @@ class BiEncoder:
         texts: Sequence[str],
         *,
         kind: Literal["query", "document"] = "document",
-        batch_size: int = 64,
+        batch_size: int = 0,
         progress: Progress | None = None,
-    ) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Embed texts.
+    ) -> Values:
+        """Embed texts; equal texts are embedded once.
 
         Args:
             texts: n texts, cut to `max_tokens`.
             kind: whose prompt goes before each text; models without prompts make no difference.
-            batch_size: texts at a time; changes results by rounding only.
-            progress: called with (done, total) after each batch.
+            batch_size: texts at a time at most; 0: as many as the tokens of a batch allow. Changes results by rounding
+                only.
+            progress: called with (done, n) after each batch.
 
         Returns:
             (n, dim) float32, C-contiguous, in input order.
 
         Raises:
-            ConfigError: an unknown kind.
+            ConfigError: an unknown kind, or batch_size below 0.
+            ResourceError: one text alone does not fit into memory; larger batches are halved until they fit.
         """
         if kind not in self.prompts:
             message = f"encode: kind is {kind!r} but must be one of {', '.join(self.prompts)}"
             raise ConfigError(message)
-        vectors = np.empty((len(texts), self.dim), np.float32)
-        prompt, done = self.prompts[kind], 0
-        n_prompt_tokens = self._prompt_tokens(prompt)
-        for part in chunks(len(texts)):
-            encoded = self._tokenizer.encode(
-                [prompt + text for text in texts[part]] if prompt else texts[part], self.max_tokens
-            )
-            for batch in length_sorted(encoded.lengths, batch_size):
-                feed = encoder_feed(self._session, encoded, batch, self._padding_id)
-                if "pooling_mask" in self._session.inputs:
-                    feed["pooling_mask"] = feed["attention_mask"].copy()
-                    feed["pooling_mask"][:, :n_prompt_tokens] = 0
-                vectors[part.start + batch] = self._session.run(feed)[0]
-                done += len(batch)
-                if progress is not None:
-                    progress(done, len(texts))
-        return vectors
+        prompt = self.prompts[kind]
+        n_prompt_tokens = self._tokenizer.prompt_tokens(prompt, self.max_tokens) if prompt else 0
 
-    def _prompt_tokens(self, prompt: str) -> int:
-        """Leading tokens of the prompt, as sentence-transformers counts: those of it alone, less its closing one."""
-        return len(self._tokenizer.encode([prompt], self.max_tokens).ids[0]) - 1 if prompt else 0
+        def encode(part: list[str]) -> Encoded:
+            return self._tokenizer.encode([prompt + text for text in part] if prompt else part, self.max_tokens)
+
+        def run(encoded: Encoded, batch: Rows) -> Values:
+            feed = encoder_feed(self._session, encoded, batch, self._padding_id)
+            if "pooling_mask" in self._session.inputs:
+                feed["pooling_mask"] = feed["attention_mask"].copy()
+                feed["pooling_mask"][:, :n_prompt_tokens] = 0
+            vectors: Values = self._session.run(feed)[0]
+            return vectors[:, : self.dim]
+
+        work = Work("encode", len, encode, run, self.dim)
+        return map_unique(texts, work, batch_size=batch_size, progress=progress)
 
 
 def _prompt(settings: dict[str, Any], kind: str) -> str:
+    """The prompt of sentence-transformers' encode_query or encode_document.
+
+    default_prompt_name is not for them: where it is the query's, it would go before documents.
+    """
     prompts = settings.get("prompts") or {}
-    for name in (*_PROMPT_NAMES[kind], settings.get("default_prompt_name")):
-        if name in prompts:
-            return str(prompts[name])
-    return ""
+    return next((str(prompts[name]) for name in _PROMPT_NAMES[kind] if name in prompts), "")
+
+
+def _kept_columns(given: int | None, dim: int, checkpoint: Checkpoint) -> tuple[int, str]:
+    """Columns of the embeddings to keep, and what the fingerprint must say about it besides the model's files."""
+    own = checkpoint.optional("config_sentence_transformers.json").get("truncate_dim")
+    for value, where, error in ((given, "bi-encoder", ConfigError), (own, str(checkpoint.directory), ModelError)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            message = f"{where}: truncate_dim is {value!r} but must be a whole number, at least 1"
+            raise error(message)
+    usual, kept = min(own or dim, dim), min(given or own or dim, dim)
+    return kept, "" if kept == usual else f"-{kept}d"
 
 
 def _similarity(settings: dict[str, Any], checkpoint: Checkpoint) -> Similarity:

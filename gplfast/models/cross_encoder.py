@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gplfast.errors import ConfigError, ModelError, ShapeError
+from gplfast.errors import ModelError, ShapeError
 from gplfast.models import calibration
-from gplfast.models.batching import Progress, chunks, length_sorted, mask_of, pad
+from gplfast.models.activation import activate, chosen_activation, configured_activation, label_index, saved_settings
+from gplfast.models.batching import Progress, Rows, Values, Work, map_unique, mask_of, pad
 from gplfast.models.cache import cache_root, cached_folder
 from gplfast.models.checkpoint import Checkpoint
 from gplfast.models.export.encoder import cross_encoder_graph, max_positions, n_labels, padding_id
@@ -23,21 +25,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _GRAPH_VERSION = 2  # goes up when the graph of the same weights changes, so that cached ones are not used
-ACTIVATIONS = ("identity", "sigmoid")
 
 
 class CrossEncoder:
-    """A cross-encoder with one output, served by ONNX Runtime."""
+    """A cross-encoder served by ONNX Runtime; of several outputs one is the relevance."""
 
     choice: calibration.Choice  # what it runs on, and why
 
-    def __init__(self, checkpoint: Checkpoint, session: AnySession, tokenizer: Tokenizer, fingerprint: str) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, session: AnySession, tokenizer: Tokenizer, fingerprint: str, label: int = 0
+    ) -> None:
         """Use `open`, which makes the parts."""
         self.fingerprint = fingerprint
         self.max_tokens = max_length(checkpoint, max_positions(checkpoint.config)) or max_positions(checkpoint.config)
         self._session = session
         self._tokenizer = tokenizer
         self._padding_id = padding_id(checkpoint.config)
+        self._n_labels, self._label = n_labels(checkpoint), label
+        self._configured = functools.partial(configured_activation, checkpoint, self._n_labels)
+        settings = saved_settings(checkpoint)
+        # as CrossEncoder.predict: the default prompt goes before the first text of a pair
+        self._prompt = str((settings.get("prompts") or {}).get(settings.get("default_prompt_name")) or "")
 
     @classmethod
     def open(
@@ -46,6 +54,7 @@ class CrossEncoder:
         *,
         threads: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        label: int | str | None = None,
         provider: str = AUTO,
         precision: str = AUTO,
     ) -> CrossEncoder:
@@ -55,22 +64,19 @@ class CrossEncoder:
             name_or_path: a directory, "nano:teacher", or a hub name.
             threads: None takes every CPU this process may use.
             cache_dir: where exported graphs are kept; None: $GPLFAST_CACHE or ~/.cache/gplfast.
+            label: which output of a model with several is the relevance: its name in id2label, or its number.
             provider: "cpu", "openvino", "cuda", or "auto": the fastest here, found by a trial that is made once.
             precision: "fp32", "bf16", "int8", or "auto": lower than fp32 only where the trial ranked pairs the same
                 (see `calibration.MIN_SPEARMAN`). The fingerprint says which it was.
 
         Raises:
-            ModelError: not a cross-encoder that can be served, or not one with a single label; the message says why.
+            ModelError: not a cross-encoder that can be served, or one with several labels and none chosen; the message
+                says why.
+            ConfigError: no such label.
             HubError, MissingExtraError: see `resolve`.
         """
         checkpoint = Checkpoint(resolve(name_or_path, cache_dir=cache_dir))
-        labels = n_labels(checkpoint)
-        if labels != 1:
-            message = (
-                f"cross-encoder: {checkpoint.directory} has {labels} labels but a teacher must have 1, the relevance; "
-                "choose a model trained for ranking"
-            )
-            raise ModelError(message)
+        index = label_index(checkpoint, label, n_labels(checkpoint))
         rows = vocabulary_rows(checkpoint)
         tokenizer = Tokenizer(checkpoint, vocabulary_rows=rows)
         root = cache_root(cache_dir) / checkpoint.fingerprint
@@ -80,7 +86,7 @@ class CrossEncoder:
             target = root / f"cross-encoder-v{_GRAPH_VERSION}{'-int8' * int8}"
             folder = cached_folder(target, lambda work: _export(checkpoint, work, int8=int8))
             session = open_session(folder / "model.onnx", runtime, threads)
-            return cls(checkpoint, session, tokenizer, checkpoint.fingerprint + runtime.suffix)
+            return cls(checkpoint, session, tokenizer, checkpoint.fingerprint + runtime.suffix, index)
 
         trial = calibration.Calibration("cross-encoder", start, _score_items, calibration.rank_gate)
         found = candidates(provider, precision)
@@ -94,46 +100,40 @@ class CrossEncoder:
         queries: Sequence[str],
         docs: Sequence[str],
         *,
-        batch_size: int = 32,
+        batch_size: int = 0,
         activation: str = "identity",
         progress: Progress | None = None,
-    ) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Score pairs.
+    ) -> Values:
+        """Score pairs; equal pairs are scored once.
 
         Args:
             queries: n texts.
             docs: n texts; a pair longer than the model takes loses tokens from the longer side first.
-            batch_size: pairs at a time; changes results by rounding only.
-            activation: "identity" gives the raw logits (GPL's labels are their differences), "sigmoid" maps to (0, 1).
-            progress: called with (done, total) after each batch.
+            batch_size: pairs at a time at most; 0: as many as the tokens of a batch allow. Changes results by rounding
+                only.
+            activation: "identity" gives the raw logits (GPL's labels are their differences), "sigmoid" maps to (0, 1),
+                "softmax" over the labels of a model with several, "default" is what the model's configuration says,
+                which sentence-transformers' CrossEncoder.predict applies.
+            progress: called with (done, n) after each batch.
 
         Returns:
             (n,) float32, in input order.
 
         Raises:
             ShapeError: not as many queries as docs.
-            ConfigError: an unknown activation.
+            ConfigError: an unknown activation, or batch_size below 0.
+            ModelError: the activation of the model's configuration is not known.
+            ResourceError: one pair alone does not fit into memory; larger batches are halved until they fit.
         """
         if len(queries) != len(docs):
             message = (
                 f"score: queries has {len(queries)} texts but docs has {len(docs)}; give one query for each document"
             )
             raise ShapeError(message)
-        if activation not in ACTIVATIONS:
-            message = f"score: activation is {activation!r} but must be one of {', '.join(ACTIVATIONS)}"
-            raise ConfigError(message)
-        scores = np.empty(len(queries), np.float32)
-        done = 0
-        for part in chunks(len(queries)):
-            encoded = self._tokenizer.encode_pairs(queries[part], docs[part], self.max_tokens)
-            for batch in length_sorted(encoded.lengths, batch_size):
-                scores[part.start + batch] = self._session.run(self._feed(encoded, batch))[0][:, 0]
-                done += len(batch)
-                if progress is not None:
-                    progress(done, len(queries))
-        if activation == "sigmoid":  # in float64, where exp of a large negative logit does not overflow
-            return (1 / (1 + np.exp(-scores.astype(np.float64)))).astype(np.float32)
-        return scores
+        chosen = chosen_activation(activation, self._configured, self._n_labels)
+        work = Work("score", _characters, self._encode, self._logits, self._n_labels)
+        logits = map_unique(zip(queries, docs, strict=True), work, batch_size=batch_size, progress=progress)
+        return np.ascontiguousarray(activate(logits, chosen)[:, self._label])
 
     def cut(self, texts: Sequence[str], max_tokens: int) -> list[str]:
         """Cut texts to `max_tokens` of this model's tokens.
@@ -143,8 +143,17 @@ class CrossEncoder:
         """
         return self._tokenizer.cut(texts, max_tokens)
 
-    def _feed(self, encoded: Encoded, batch: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
-        return encoder_feed(self._session, encoded, batch, self._padding_id)
+    def _encode(self, pairs: list[tuple[str, str]]) -> Encoded:
+        queries = [self._prompt + query for query, _ in pairs]
+        return self._tokenizer.encode_pairs(queries, [doc for _, doc in pairs], self.max_tokens)
+
+    def _logits(self, encoded: Encoded, batch: Rows) -> Values:
+        logits: Values = self._session.run(encoder_feed(self._session, encoded, batch, self._padding_id))[0]
+        return logits
+
+
+def _characters(pair: tuple[str, str]) -> int:
+    return len(pair[0]) + len(pair[1])
 
 
 def encoder_feed(

@@ -7,12 +7,16 @@ the position bias hides from it; a cache is cut only at its front, once no row l
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from gplfast.errors import ResourceError
+from gplfast.models.out_of_memory import is_out_of_memory
 from gplfast.models.sampling import Sampling, choose
 
 if TYPE_CHECKING:
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from gplfast.models.runtime import AnySession
     from gplfast.models.tokenization import Ids
 
+logger = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 
 # Rows decoded at a time. Measured with t5-small of integers on 2 cores: 12 rows give 4,000 tokens/s, 48 give 5,800 and
@@ -114,6 +119,7 @@ class Decoding:
         """Nothing runs yet; see `run`."""
         self._session, self._shape, self._encode, self._sampling = session, shape, encode, sampling
         self._encode_at_once = encode_at_once
+        self._max_rows = MAX_ROWS
         n_best = shape.vocabulary if sampling.top_k == 0 else min(sampling.top_k, shape.vocabulary)
         self._n_best = np.array([1 if sampling.greedy else n_best])
 
@@ -123,28 +129,41 @@ class Decoding:
         n_samples: int,
         noise: Callable[[int, int], Array],
         done: Callable[[int, int, list[int]], None],
-        *,
-        first: int = 0,
     ) -> None:
         """Decode `n_samples` rows of each passage; the longest passages come first.
 
+        A batch that does not fit into memory is halved, and what was in it is begun again.
+
         Args:
             ids: tokens of each passage.
-            n_samples: rows of each.
+            n_samples: rows of each, at least 1.
             noise: of (passage, sample): (max_new_tokens,) float64 in [0, 1).
             done: called with (passage, sample, tokens without the end) when a row has ended, in no particular order.
-            first: number of the first passage, as `noise` and `done` are given it.
+
+        Raises:
+            ResourceError: one row alone does not fit into memory.
         """
-        if not len(ids):
-            return
-        self._ids, self._n_samples, self._noise_of, self._done, self._first = ids, n_samples, noise, done, first
-        self._waiting = deque(sorted(range(len(ids)), key=lambda i: -len(ids[i])))
-        longest = len(ids[self._waiting[0]])
-        wanted = min(MAX_ROWS, len(ids) * n_samples)
+        self._ids, self._n_samples, self._noise_of, self._done = ids, n_samples, noise, done
+        self._finished = np.zeros((len(ids), n_samples), bool)
+        left = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+        while left:
+            try:
+                self._run(left)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._use_less_memory(error)
+            left = [i for i in left if not self._finished[i].all()]
+
+    def _run(self, numbers: list[int]) -> None:
+        """Decode passages, the longest first."""
+        self._waiting = deque(numbers)
+        longest = len(self._ids[numbers[0]])
+        wanted = min(self._max_rows, len(numbers) * self._n_samples)
         most = max(1, MAX_PASSAGE_BYTES // self._shape.passage_bytes(longest))
-        n_places = min(int(np.ceil(wanted / n_samples * _PASSAGES_PER_FULL_ONE)), len(ids), most)
+        n_places = min(math.ceil(wanted / self._n_samples * _PASSAGES_PER_FULL_ONE), len(numbers), most)
         self._passages = _Passages(n_places, longest, self._shape)
-        self._make_rows(min(wanted, n_places * n_samples))
+        self._make_rows(min(wanted, n_places * self._n_samples))
         self._fill()
         while self._alive.any():
             self._step()
@@ -153,6 +172,20 @@ class Decoding:
                 self._fill()
             elif not self._has_more() and n_free >= _SHRINK_SHARE * len(self._alive):
                 self._shrink()
+
+    def _use_less_memory(self, error: Exception) -> None:
+        """Halve what is in the batch, for the rest of the call.
+
+        Raises:
+            ResourceError: it was one row already.
+        """
+        if self._max_rows == 1:
+            message = (
+                f"generate: a batch of 1 row does not fit into memory ({error}); free memory or cut passages shorter"
+            )
+            raise ResourceError(message) from error
+        self._max_rows, self._encode_at_once = self._max_rows // 2, max(1, self._encode_at_once // 2)
+        logger.warning("generate: out of memory (%s); going on with at most %d rows at a time", error, self._max_rows)
 
     def _make_rows(self, n_rows: int) -> None:
         self._place = np.zeros(n_rows, np.int64)  # of its passage
@@ -184,7 +217,7 @@ class Decoding:
                 row, sample = free.popleft(), self._n_samples - int(passages.to_start[place])
                 self._place[row], self._sample[row], self._age[row], self._alive[row] = place, sample, 0, True
                 self._tokens[row] = self._shape.start
-                self._noise[row] = self._noise_of(self._first + int(passages.number[place]), sample)
+                self._noise[row] = self._noise_of(int(passages.number[place]), sample)
                 passages.to_start[place] -= 1
                 passages.running[place] += 1
 
@@ -254,8 +287,10 @@ class Decoding:
         place, passages = self._place[row], self._passages
         self._alive[row] = False
         passages.running[place] -= 1
-        passage, tokens = self._first + int(passages.number[place]), self._written[row, :n_tokens].tolist()
-        self._done(passage, int(self._sample[row]), tokens)
+        at = int(passages.number[place]), int(self._sample[row])
+        if not self._finished[at]:  # it may have been, before memory ran out
+            self._finished[at] = True
+            self._done(*at, self._written[row, :n_tokens].tolist())
         if not passages.running[place] and not passages.to_start[place]:
             passages.number[place] = -1
 

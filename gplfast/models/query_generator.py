@@ -163,7 +163,8 @@ class QueryGenerator:
 
         Raises:
             ShapeError: not as many items or first samples as texts.
-            ConfigError: n_samples, seed, an item, a first sample or max_input_tokens out of range.
+            ConfigError: n_samples, seed, an item, a first sample, batch_size or max_input_tokens out of range.
+            ResourceError: one query alone does not fit into memory; batches that do not are halved.
         """
         limit = self.max_input_tokens if max_input_tokens is None else max_input_tokens
         first_sample = [0] * len(texts) if first_sample is None else first_sample
@@ -174,21 +175,24 @@ class QueryGenerator:
         _check(n_samples, seed, batch_size, limit, (items, first_sample))
         sampling = Sampling() if sampling is None else sampling
         tokens: list[list[list[int]]] = [[[] for _ in range(n_samples)] for _ in texts]
-        n_done = 0
-
-        def done(row: int, sample: int, found: list[int]) -> None:
-            nonlocal n_done
-            tokens[row][sample] = found
-            n_done += 1
-            if progress is not None and n_done % n_samples == 0:
-                progress(n_done // n_samples, len(texts))
-
-        def noise(row: int, sample: int) -> Array:
-            return uniforms(seed, int(items[row]), int(first_sample[row]) + sample, sampling.max_new_tokens)
-
         decoding = Decoding(self._decoder, self._shape, self._encode, sampling, encode_at_once=batch_size)
+        n_left = [n_samples] * len(texts)
+        n_done = 0
         for part in chunks(len(texts)):
-            decoding.run(self._tokenizer.encode(texts[part], limit).ids, n_samples, noise, done, first=part.start)
+
+            def noise(passage: int, sample: int, start: int = part.start) -> Array:
+                row = start + passage
+                return uniforms(seed, int(items[row]), int(first_sample[row]) + sample, sampling.max_new_tokens)
+
+            def done(passage: int, sample: int, found: list[int], start: int = part.start) -> None:
+                nonlocal n_done
+                tokens[start + passage][sample] = found
+                n_left[start + passage] -= 1
+                n_done += not n_left[start + passage]
+                if progress is not None and not n_left[start + passage]:
+                    progress(n_done, len(texts))
+
+            decoding.run(self._tokenizer.encode(texts[part], limit).ids, n_samples, noise, done)
         flat = self._tokenizer.decode([row for rows in tokens for row in rows])
         return [flat[start : start + n_samples] for start in range(0, len(flat), n_samples)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,10 @@ class Tokenizer:
             raise ModelError(message)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._lock = threading.Lock()  # truncation is a state of the library's object, and encoding releases the GIL
         self._lower = bool(checkpoint.optional("sentence_bert_config.json", network=True).get("do_lower_case"))
+        inputs = checkpoint.optional("tokenizer_config.json", network=True).get("model_input_names")
+        self._types = inputs is None or "token_type_ids" in inputs  # else the model was trained with type 0 alone
         self._end_id = end_id
         if end_id is not None and self._tokenizer.encode("a").ids[-1:] == [end_id]:
             self._end_id = None
@@ -75,8 +79,9 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], max_tokens: int) -> Encoded:
         """Encode single texts, each cut to `max_tokens` with its special tokens."""
         own_end = self._end_id is not None
-        self._tokenizer.enable_truncation(max_tokens - own_end)
-        encoded = self._encode_batch(self._prepared(texts), special=True)
+        with self._lock:
+            self._tokenizer.enable_truncation(max_tokens - own_end)
+            encoded = self._encode_batch(self._prepared(texts))
         if own_end:
             end = np.array([self._end_id], np.int32)
             ids = [np.concatenate([row, end]) for row in encoded.ids]
@@ -85,15 +90,27 @@ class Tokenizer:
 
     def encode_pairs(self, first: Sequence[str], second: Sequence[str], max_tokens: int) -> Encoded:
         """Encode pairs, the longer of the two cut first until both fit into `max_tokens`."""
-        self._tokenizer.enable_truncation(max_tokens, strategy="longest_first")
         pairs = list(zip(self._prepared(first), self._prepared(second), strict=True))
-        return self._encode_batch(pairs, special=True)
+        with self._lock:
+            self._tokenizer.enable_truncation(max_tokens, strategy="longest_first")
+            return self._encode_batch(pairs)
+
+    def prompt_tokens(self, prompt: str, max_tokens: int) -> int:
+        """Leading tokens of a text that are the prompt's, as sentence-transformers counts them.
+
+        Those of the prompt alone, less the special token that the tokenizer puts at the end of a text, if it does.
+        """
+        with self._lock:
+            self._tokenizer.enable_truncation(max_tokens)
+            encoding = self._tokenizer.encode(self._prepared([prompt])[0])
+        return len(encoding) - (encoding.special_tokens_mask[-1:] == [1])
 
     def cut(self, texts: Sequence[str], max_tokens: int) -> list[str]:
         """Each text up to the end of its last token that fits into `max_tokens` with the special tokens of a text."""
         room = max(max_tokens - self.n_special, 0)
-        self._tokenizer.no_truncation()
-        encodings = self._tokenizer.encode_batch(self._prepared(texts), add_special_tokens=False)
+        with self._lock:
+            self._tokenizer.no_truncation()
+            encodings = self._tokenizer.encode_batch(self._prepared(texts), add_special_tokens=False)
         # offsets are read only where something is cut: they are a list of tuples per text
         return [
             text if len(e) <= room else text[: e.offsets[room - 1][1] if room else 0]
@@ -114,9 +131,11 @@ class Tokenizer:
     def _prepared(self, texts: Sequence[str]) -> list[str]:
         return [text.lower() for text in texts] if self._lower else list(texts)
 
-    def _encode_batch(self, texts: list[Any], *, special: bool) -> Encoded:
-        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=special)
+    def _encode_batch(self, texts: list[Any]) -> Encoded:
+        encodings = self._tokenizer.encode_batch(texts)
         ids = [np.array(e.ids, np.int32) for e in encodings]
+        if not self._types:
+            return Encoded(ids, [np.zeros_like(row) for row in ids])
         return Encoded(ids, [np.array(e.type_ids, np.int32) for e in encodings])
 
 

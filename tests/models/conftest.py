@@ -57,6 +57,8 @@ def build_tokenizer(folder: Path, style: str) -> None:
         config |= dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), names[style], strict=True))
     else:
         config |= {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}
+    if style == "bert":  # as BertTokenizer says; the plain class of transformers 5 leaves the types out
+        config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gplfast.errors import ConfigError, ModelError
 from gplfast.models import BiEncoder, CrossEncoder
 
 torch = pytest.importorskip("torch", reason="parity is measured against torch")
@@ -88,7 +89,7 @@ def test_batch_and_padding_change_nothing_but_rounding(name, encoders, model_cac
 def test_chunks_keep_input_order(encoders, model_cache, monkeypatch):
     encoder = BiEncoder.open(encoders("bert"), cache_dir=model_cache)
     whole = encoder.encode(TEXTS * 3)
-    monkeypatch.setattr("gplfast.models.batching.CHUNK_TEXTS", 5)
+    monkeypatch.setattr("gplfast.models.batching.CHUNK_ROWS", 5)
     seen: list[tuple[int, int]] = []
     split = encoder.encode(TEXTS * 3, batch_size=2, progress=lambda done, total: seen.append((done, total)))
     np.testing.assert_allclose(split, whole, atol=1e-5, rtol=0)
@@ -135,6 +136,11 @@ PIPELINES = {
         ("Normalize", {}),
     ],
     "dense relu": [("Pooling", {"pooling_mode": "mean"}), ("Dense", {"activation_function": torch.nn.ReLU()})],
+    "dense gelu, sigmoid": [
+        ("Pooling", {"pooling_mode": "cls"}),
+        ("Dense", {"activation_function": torch.nn.GELU()}),
+        ("Dense", {"activation_function": torch.nn.Sigmoid()}),
+    ],
     "dense plain": [
         ("Pooling", {"pooling_mode": "mean"}),
         ("Dense", {"activation_function": torch.nn.Identity(), "bias": False}),
@@ -155,17 +161,88 @@ def test_modules_equal_sentence_transformers(modules, encoders, model_cache, tmp
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("mode", ["mean", "cls", "max", "weightedmean", "lasttoken", "mean_sqrt_len_tokens"])
 @pytest.mark.parametrize("include_prompt", [True, False])
-def test_prompts_equal_sentence_transformers(include_prompt, encoders, model_cache, tmp_path):
-    prompts = {"query": "what is the ", "passage": "the long passage "}
-    modules = [("Pooling", {"pooling_mode": "mean", "include_prompt": include_prompt})]
+def test_prompts_equal_sentence_transformers(include_prompt, mode, encoders, model_cache, tmp_path):
+    prompts = {"query": "what is the ", "document": "the long passage "}
+    modules = [("Pooling", {"pooling_mode": mode, "include_prompt": include_prompt})]
     folder, model = sentence_transformer(encoders("bert"), tmp_path, modules, prompts)
     encoder = BiEncoder.open(folder, cache_dir=model_cache)
-    texts = [text for text in TEXTS if text]
-    query, document = encoder.encode(texts, kind="query"), encoder.encode(texts, kind="document")
+    query, document = encoder.encode(TEXTS, kind="query"), encoder.encode(TEXTS, kind="document")
     assert np.abs(query - document).max() > 1e-2
-    np.testing.assert_allclose(query, model.encode_query(texts), atol=1e-5, rtol=0)
-    np.testing.assert_allclose(document, model.encode_document(texts), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(query, model.encode_query(TEXTS), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(document, model.encode_document(TEXTS), atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_tokenizer_without_closing_token_and_a_prompt_left_out(encoders, model_cache, tmp_path, copied):
+    source = copied(encoders("bert"))
+    settings = json.loads((source / "tokenizer.json").read_text())
+    settings["post_processor"]["single"] = settings["post_processor"]["single"][:-1]
+    (source / "tokenizer.json").write_text(json.dumps(settings))
+    modules = [("Pooling", {"pooling_mode": "mean", "include_prompt": False})]
+    folder, model = sentence_transformer(source, tmp_path, modules, {"query": "what is the "})
+    texts = [text for text in TEXTS if text]
+    found = BiEncoder.open(folder, cache_dir=model_cache).encode(texts, kind="query")
+    np.testing.assert_allclose(found, model.encode_query(texts), atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_default_prompt_is_for_neither_queries_nor_documents(encoders, model_cache, tmp_path):
+    modules = [("Pooling", {"pooling_mode": "mean"})]
+    folder, _ = sentence_transformer(encoders("bert"), tmp_path, modules)
+    settings = folder / "config_sentence_transformers.json"
+    for prompts in ({"query": "who was "}, {"clustering": "who was "}):
+        name = next(iter(prompts))
+        saved = json.loads(settings.read_text())
+        settings.write_text(json.dumps({**saved, "prompts": prompts, "default_prompt_name": name}))
+        model = importlib.import_module("sentence_transformers").SentenceTransformer(str(folder), device="cpu")
+        encoder = BiEncoder.open(folder, cache_dir=model_cache)
+        document = encoder.encode(TEXTS, kind="document")
+        np.testing.assert_allclose(encoder.encode(TEXTS, kind="query"), model.encode_query(TEXTS), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(document, model.encode_document(TEXTS), atol=1e-5, rtol=0)
+        assert np.abs(document - model.encode(TEXTS)).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["passage", "corpus"])
+def test_other_names_of_the_prompt_for_documents(name, encoders, model_cache, copied):
+    """The order that encode_document documents; version 6.2 puts an empty "document" before them when it loads."""
+    folder = copied(encoders("bert"))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {name: "the long "}}))
+    found = BiEncoder.open(folder, cache_dir=model_cache).encode(TEXTS)
+    expected = BiEncoder.open(encoders("bert"), cache_dir=model_cache).encode([f"the long {text}" for text in TEXTS])
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_truncation_equals_sentence_transformers(encoders, model_cache, tmp_path):
+    modules = [("Pooling", {"pooling_mode": "mean"}), ("Normalize", {})]
+    folder, model = sentence_transformer(encoders("bert"), tmp_path, modules)
+    whole = BiEncoder.open(folder, cache_dir=model_cache)
+    for dim, kept in ((16, 16), (48, 48), (100, 48)):
+        found = BiEncoder.open(folder, cache_dir=model_cache, truncate_dim=dim)
+        values = found.encode(TEXTS)
+        assert (found.dim, values.shape) == (kept, (len(TEXTS), kept))
+        assert values.flags.c_contiguous
+        np.testing.assert_allclose(values, model.encode(TEXTS, truncate_dim=dim), atol=1e-5, rtol=0)
+        assert (found.fingerprint == whole.fingerprint) is (kept == 48)
+    assert np.linalg.norm(BiEncoder.open(folder, cache_dir=model_cache, truncate_dim=16).encode(TEXTS[:1])) < 0.99
+
+
+def test_truncation_of_the_configuration(encoders, model_cache, copied):
+    folder = copied(encoders("bert"))
+    settings = folder / "config_sentence_transformers.json"
+    settings.write_text('{"truncate_dim": 12}')
+    own = BiEncoder.open(folder, cache_dir=model_cache)
+    wider = BiEncoder.open(folder, cache_dir=model_cache, truncate_dim=20)
+    assert (own.dim, wider.dim) == (12, 20)
+    assert wider.fingerprint == own.fingerprint + "-20d"
+    np.testing.assert_array_equal(own.encode(TEXTS), wider.encode(TEXTS)[:, :12])
+    with pytest.raises(ConfigError, match=r"truncate_dim is 0 but must be a whole number, at least 1"):
+        BiEncoder.open(folder, cache_dir=model_cache, truncate_dim=0)
+    settings.write_text('{"truncate_dim": "half"}')
+    with pytest.raises(ModelError, match=r"truncate_dim is 'half' but must be a whole number"):
+        BiEncoder.open(folder, cache_dir=model_cache)
 
 
 def test_old_configuration_of_pooling_and_similarity(encoders, model_cache, copied):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from gplfast.errors import ConfigError, ShapeError
+from gplfast.errors import ConfigError, ResourceError, ShapeError
 from gplfast.models import QueryGenerator, Sampling, decoding
 from gplfast.models.export.graph import relative_buckets
 from gplfast.models.sampling import choose, keep_mask, softmax, uniforms
@@ -141,6 +141,30 @@ def test_rows_that_leave_and_enter_change_nothing(kind, limits, t5s, model_cache
     for name, value in limits.items():
         monkeypatch.setattr(decoding, name, value)
     assert generator.generate(texts, 4, items=range(len(texts)), batch_size=2, **options) == alone
+
+
+def test_batches_that_do_not_fit_are_halved(t5s, model_cache, monkeypatch, caplog):
+    generator = QueryGenerator.open(t5s["v1.0"], cache_dir=model_cache)
+    options = {"sampling": Sampling(max_new_tokens=12), "seed": 3, "items": ITEMS}
+    expected = generator.generate(PASSAGES, 3, **options)
+    run, most = generator._decoder.run, [6]
+
+    def small_memory(feed, outputs=None):
+        if len(feed["tokens"]) > most[0]:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 1")
+        return run(feed, outputs)
+
+    monkeypatch.setattr(generator._decoder, "run", small_memory)
+    seen: list[tuple[int, int]] = []
+    assert generator.generate(PASSAGES, 3, progress=lambda *at: seen.append(at), **options) == expected
+    assert seen == [(i + 1, len(PASSAGES)) for i in range(len(PASSAGES))]
+    assert "going on with at most 4 rows at a time" in caplog.text
+    most[0] = 0
+    with pytest.raises(ResourceError, match="a batch of 1 row does not fit into memory"):
+        generator.generate(PASSAGES, 3, **options)
+    monkeypatch.setattr(generator._decoder, "run", lambda *_: (_ for _ in ()).throw(RuntimeError("another")))
+    with pytest.raises(RuntimeError, match="another"):
+        generator.generate(PASSAGES, 3, **options)
 
 
 def test_end_token_is_appended_where_the_tokenizer_does_not(t5s, model_cache, copied):
