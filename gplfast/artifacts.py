@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gplfast.errors import ArtifactError, ConfigError, DataError
 from gplfast.report import BM25
+from gplfast.serving import Serving, served_fingerprint
 from gplfast.store.corpus import Corpus, load_corpus, load_queries
 from gplfast.store.manifest import Manifest
 from gplfast.store.qrels import load_qrels
@@ -86,6 +87,7 @@ class Artifacts:
         self.config, self.work, self.report, self.alone = config, WorkDir(work), report, alone
         self._source, self._judgements = corpus, judgements
         self._models: dict[str, ModelFile] = {}
+        self.serving = Serving(config)
 
     @functools.cached_property
     def corpus(self) -> Corpus:
@@ -151,7 +153,7 @@ class Artifacts:
 
         config, seed = self.config, self.config.seed
         if step == "generate":
-            model = self.model(config.generate.model).fingerprint
+            model = self._served(config.generate.model)
             return generate.manifest(self.corpus.fingerprint, model, config.generate, seed)
         inputs = {"corpus": self.corpus.fingerprint, "queries": self._input("generate").key}
         if step == "mine":
@@ -161,7 +163,7 @@ class Artifacts:
             return train.manifest(inputs, base, config.genq, train.MNRL, seed)
         if step == "label":
             inputs["negatives"] = self._input("mine").key
-            return label.manifest(inputs, self.model(config.label.model).fingerprint, config.label, config.train, seed)
+            return label.manifest(inputs, self._served(config.label.model), config.label, config.train, seed)
         if step == "train gpl":
             inputs["margins"] = self._input("label").key
             base = self.model(config.train.base).fingerprint
@@ -204,10 +206,11 @@ class Artifacts:
             short[base] = name
         return short
 
+    def _served(self, name: str) -> str:
+        return served_fingerprint(self.model(name).fingerprint, self.config)
+
     def _retriever_fingerprints(self) -> dict[str, str]:
-        return {
-            short: BM25 if name == BM25 else self.model(name).fingerprint for short, name in self.retrievers().items()
-        }
+        return {short: BM25 if name == BM25 else self._served(name) for short, name in self.retrievers().items()}
 
     # ---- finished artifacts, from disk
 

@@ -44,6 +44,8 @@ def ask(
     *,
     work: str | Path | None = None,
     threads: int = 0,
+    provider: str = "auto",
+    precision: str = "auto",
     report: Report | None = None,
 ) -> list[Answer]:
     """The k best passages of each model for a question.
@@ -55,6 +57,8 @@ def ask(
         k: Passages per model.
         work: Work directory whose embeddings are used and kept; without it passages are embedded in memory each time.
         threads: CPU threads, 0 for all.
+        provider: What runs the models, see `BiEncoder.open`.
+        precision: With it.
         report: Called with (what, done, all).
 
     Raises:
@@ -70,7 +74,7 @@ def ask(
     passages = corpus if isinstance(corpus, Corpus) else load_corpus(corpus)
     answers = []
     for name in models:
-        encoder = BiEncoder.open(name, threads=threads or None)
+        encoder = BiEncoder.open(name, threads=threads or None, provider=provider, precision=precision)
         docs = _embeddings(encoder, passages, name, work, report)
         query = encoder.encode([question], kind="query")
         hits = dense.search(query, docs, min(k, len(passages)), metric=encoder.similarity, threads=threads)

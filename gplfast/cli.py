@@ -257,7 +257,15 @@ def _ask(arguments: argparse.Namespace) -> None:
     corpus = Pipeline(arguments.corpus, work or Path(), config).corpus
     with Bars(quiet=arguments.quiet) as bars:
         answers = ask(
-            arguments.question, arguments.model, corpus, arguments.k, work=work, threads=config.threads, report=bars
+            arguments.question,
+            arguments.model,
+            corpus,
+            arguments.k,
+            work=work,
+            threads=config.threads,
+            provider=config.provider,
+            precision=config.precision,
+            report=bars,
         )
     print(side_by_side(answers))
 

@@ -18,6 +18,7 @@ from gplfast.errors import ConfigError
 from gplfast.settings_file import read_settings_file
 
 AUTO = 0
+_PROVIDERS, _PRECISIONS = ("auto", "cpu", "openvino", "cuda"), ("auto", "fp32", "bf16", "int8")
 _ACTIVATIONS = ("identity", "sigmoid", "softmax", "default")
 
 
@@ -193,6 +194,12 @@ class RunConfig(_Checked):
     preset: str = _setting("", "the settings it started from; empty: none", choices=("", "nano", "paper"), output=False)
     seed: int = _setting(0, "seed of every random draw", low=0, high=2**63 - 1)
     threads: int = _setting(0, "CPU threads (0: all cores)", low=0, output=False)
+    provider: str = _setting(
+        "auto", "what runs the models; auto: the fastest here, found by a trial once", choices=_PROVIDERS, output=False
+    )
+    precision: str = _setting(
+        "auto", "of the models; auto: lower than fp32 where a trial finds the results as good", choices=_PRECISIONS
+    )
     loss: str = _setting(
         "margin-mse", "margin-mse: GPL; mnrl: GenQ; both: one student each", choices=("margin-mse", "mnrl", "both")
     )

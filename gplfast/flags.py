@@ -30,14 +30,15 @@ _SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "ask": {"input": _ALL},
     "export": {"input": _ALL},
 }
+_SERVED = ("provider", "precision")
 _GENERAL = {
-    "run": ("seed", "threads", "loss"),
-    "generate": ("seed", "threads"),
-    "mine": ("threads",),
-    "label": ("seed", "threads"),
+    "run": ("seed", "threads", "loss", *_SERVED),
+    "generate": ("seed", "threads", *_SERVED),
+    "mine": ("threads", *_SERVED),
+    "label": ("seed", "threads", *_SERVED),
     "train": ("seed", "threads", "loss"),
-    "evaluate": ("seed", "threads"),
-    "ask": ("threads",),
+    "evaluate": ("seed", "threads", *_SERVED),
+    "ask": ("threads", *_SERVED),
     "export": (),
 }
 # Flags of `gplfast run` that name a setting in fewer words.

@@ -72,7 +72,6 @@ class Pipeline(Systems):
 
     def generate(self) -> GeneratedQueries:
         """Queries of the corpus."""
-        from gplfast.models import QueryGenerator
         from gplfast.stages import generate
 
         config = self.config.generate
@@ -81,7 +80,7 @@ class Pipeline(Systems):
             self.directory("generate"),
             self.wanted("generate"),
             config,
-            lambda: QueryGenerator.open(self.model(config.model).path, threads=self.config.threads or None),
+            lambda: self.serving.generator(self.model(config.model).path),
             seed=self.config.seed,
             report=self.report,
         )
@@ -96,7 +95,7 @@ class Pipeline(Systems):
             self.directory("mine"),
             self.wanted("mine"),
             self.config.mine,
-            encoders={short: self._opener(name) for short, name in self.retrievers().items()},
+            encoders={short: self._opener(short, name) for short, name in self.retrievers().items()},
             embeddings=self.work.path("embeddings"),
             threads=self.config.threads,
             report=self.report,
@@ -225,12 +224,21 @@ class Pipeline(Systems):
         """Do a step and keep how long it took; what was fresh already keeps the time of when it was made."""
         logger.info("%s: %s", step, "fresh" if fresh else "running")
         start = time.perf_counter()
+        self.serving.choices.clear()
         outcome = work()
         if not fresh:
+            self._keep_choices(step)
             seconds = self.seconds()
             seconds[step] = round(time.perf_counter() - start, 3)
             write_json(self.work.root / "seconds.json", seconds)
         return outcome
+
+    def _keep_choices(self, step: str) -> None:
+        """What the step's models ran on goes into its manifest."""
+        if self.serving.choices:
+            directory = self.directory(step)
+            if (directory / "manifest.json").is_file():  # another model that was measured beside has one of its own
+                Manifest.read(directory).with_served(self.serving.choices).write(directory)
 
     def seconds(self) -> dict[str, float]:
         """How long each step took when it was last done, in the order of the steps."""
@@ -244,7 +252,9 @@ class Pipeline(Systems):
 
     def evaluate(self, extra: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Measure the systems of the table, and `extra` ones (name to model), and write report.json."""
-        bench = Bench(self.judged, self.config, self.work.path("embeddings"), self.work.path("scores"), self.report)
+        bench = Bench(
+            self.judged, self.config, self.work.path("embeddings"), self.work.path("scores"), self.serving, self.report
+        )
         systems = [self.system(name) for name in self.system_names()]
         for name, given in (extra or {}).items():
             model = self.model(given)
@@ -261,18 +271,10 @@ class Pipeline(Systems):
         return report
 
     def _open_teacher(self) -> Any:
-        from gplfast.models import CrossEncoder
+        return self.serving.teacher(self.model(self.config.label.model).path)
 
-        label = self.config.label
-        path = self.model(label.model).path
-        return CrossEncoder.open(path, threads=self.config.threads or None, label=label.relevance_label or None)
-
-    def _opener(self, name: str) -> Callable[[], Any] | None:
-        from gplfast.models import BiEncoder
-
-        if name == BM25:
-            return None
-        return lambda: BiEncoder.open(self.model(name).path, threads=self.config.threads or None)
+    def _opener(self, short: str, name: str) -> Callable[[], Any] | None:
+        return None if name == BM25 else lambda: self.serving.encoder(self.model(name).path, short)
 
 
 def adapt(

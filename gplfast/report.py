@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from gplfast.serving import Serving, served_fingerprint
 from gplfast.store.manifest import Freshness, Manifest, freshness
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class System:
         from gplfast.stages import evaluate
 
         role = "teacher" if self.name == BM25_TEACHER else "student"
-        models = {role: self.fingerprint} if self.model is not None else {}
+        models = {role: served_fingerprint(self.fingerprint, config)} if self.model is not None else {}
         kind = self.name if self.name in (BM25, BM25_TEACHER) else "bi-encoder"
         wanted = evaluate.manifest(data.fingerprint, kind, models, config.evaluate)
         if self.name == BM25_TEACHER:
@@ -69,6 +70,7 @@ class Bench:
         config: The settings.
         embeddings: Directory of all embeddings.
         scores: Directory of the teacher's scores.
+        serving: Opens the models.
         report: Called with (what, done, all).
     """
 
@@ -76,6 +78,7 @@ class Bench:
     config: RunConfig
     embeddings: Path
     scores: Path
+    serving: Serving
     report: Report | None = None
 
     def measure(self, system: System) -> Result:
@@ -86,16 +89,14 @@ class Bench:
         return evaluate.evaluate(self.data, system.directory, wanted, self.config.evaluate, lambda: self._rank(system))
 
     def _rank(self, system: System) -> Ranking:
-        from gplfast.models import BiEncoder
         from gplfast.stages import evaluate
 
         config = self.config.evaluate
         if system.model is None:
             return evaluate.bm25_ranking(self.data, config, self.report)
         if system.name == BM25_TEACHER:
-            return self._rerank(system.model, system.fingerprint)
-        threads = self.config.threads or None
-        encoder = BiEncoder.open(system.model, threads=threads, pooling=system.pooling or "mean")
+            return self._rerank(system.model)
+        encoder = self.serving.encoder(system.model, system.name, pooling=system.pooling)
         return evaluate.dense_ranking(
             self.data,
             encoder,
@@ -107,18 +108,15 @@ class Bench:
             name=system.name,
         )
 
-    def _rerank(self, teacher: Path, fingerprint: str) -> Ranking:
+    def _rerank(self, teacher: Path) -> Ranking:
         from gplfast.mining.scoring import PairScorer, teacher_identity
-        from gplfast.models import CrossEncoder
         from gplfast.stages import evaluate
         from gplfast.store.scores import ScoreStore
 
         label = self.config.label
         scorer = PairScorer(
-            ScoreStore(self.scores, teacher_identity(fingerprint, label.activation, label.relevance_label)),
-            lambda: CrossEncoder.open(
-                teacher, threads=self.config.threads or None, label=label.relevance_label or None
-            ),
+            lambda found: ScoreStore(self.scores, teacher_identity(found, label.activation, label.relevance_label)),
+            lambda: self.serving.teacher(teacher),
             max_tokens=label.max_seq_length,
             activation=label.activation,
             batch_size=label.batch_size,

@@ -24,7 +24,7 @@ ORDER = [
     ("ops",),
     ("models", "mining"),  # [2]
     ("stages",),  # [3]
-    ("preflight",),
+    ("preflight", "serving"),
     ("ask", "bench", "interop", "report"),  # [4]
     ("artifacts",),
     ("systems",),

@@ -23,6 +23,10 @@ Progress = Callable[[int, int], None]
 class Teacher(Protocol):
     """What scores pairs (`gplfast.models.cross_encoder.CrossEncoder` is one)."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights, and of the precision where it is not float32."""
+
     def score(
         self,
         queries: Sequence[str],
@@ -43,7 +47,7 @@ class PairScorer:
 
     def __init__(
         self,
-        store: ScoreStore,
+        open_store: Callable[[str], ScoreStore],
         open_teacher: Callable[[], Teacher],
         *,
         max_tokens: int,
@@ -54,14 +58,14 @@ class PairScorer:
         """The model is opened when it is first needed.
 
         Args:
-            store: Of this teacher and activation.
+            open_store: Opens the store for the teacher's fingerprint.
             open_teacher: Opens the model.
             max_tokens: Query and passage are each cut to this many tokens.
             activation: Of the teacher, see `LabelConfig`.
             keep_nan: Return NaN where the teacher gives NaN or infinity instead of raising, and remember it.
             batch_size: Pairs per batch at most; 0: as many as fit by tokens.
         """
-        self._store, self._open_teacher = store, functools.cache(open_teacher)
+        self._open_store, self._open_teacher = functools.cache(open_store), functools.cache(open_teacher)
         self._max_tokens, self._activation = max_tokens, activation
         self._keep_nan, self._batch_size = keep_nan, batch_size
 
@@ -107,7 +111,8 @@ class PairScorer:
     def _unique(
         self, teacher: Teacher, pairs: list[tuple[str, str]], progress: Progress | None
     ) -> npt.NDArray[np.float32]:
-        known = self._store.lookup([query for query, _ in pairs], [passage for _, passage in pairs])
+        store = self._open_store(teacher.fingerprint)
+        known = store.lookup([query for query, _ in pairs], [passage for _, passage in pairs])
         scores = known.scores.copy()
         self._refuse(pairs, np.flatnonzero(known.known), scores[known.known])
         missing = np.flatnonzero(~known.known)
@@ -125,7 +130,7 @@ class PairScorer:
             self._refuse(pairs, part, values)
             # NaN is an answer too: asked for again after a kill, it would shift what each later call holds.
             scores[part] = np.where(np.isfinite(values), values, np.float32(np.nan))
-            self._store.append(queries, passages, scores[part])
+            store.append(queries, passages, scores[part])
         return scores
 
     def _refuse(

@@ -110,7 +110,7 @@ def label(
                 "give more, or look at the counts of generate and mine"
             )
         scorer = PairScorer(
-            ScoreStore(scores, teacher_identity(wanted.models["teacher"], config.activation, config.relevance_label)),
+            lambda teacher: ScoreStore(scores, teacher_identity(teacher, config.activation, config.relevance_label)),
             open_teacher,
             max_tokens=config.max_seq_length,
             activation=config.activation,

@@ -37,6 +37,7 @@ class Manifest:
         config: the settings that the bytes depend on; JSON values only (tuples become lists).
         models: name to fingerprint of the weights.
         counts: how many came out; not part of the key.
+        served: name of each model that ran to what it ran on, and what its trial found; not part of the key.
         files: name (relative, inside the artifact) to "bytes:sha256"; not part of the key. See `with_files`.
         schema_version: of the artifact's format.
     """
@@ -47,6 +48,7 @@ class Manifest:
     models: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    served: dict[str, Any] = field(default_factory=dict)
     schema_version: int = 1
 
     def __post_init__(self) -> None:
@@ -70,6 +72,10 @@ class Manifest:
     def with_counts(self, counts: Mapping[str, int]) -> Manifest:
         """A copy with these counts."""
         return replace(self, counts=dict(counts))
+
+    def with_served(self, served: Mapping[str, Any]) -> Manifest:
+        """A copy that says what its models ran on."""
+        return replace(self, served=dict(served))
 
     def with_files(self, directory: str | Path, names: Iterable[str]) -> Manifest:
         """A copy that records size and sha256 of these files, so that a truncated one is noticed later."""
@@ -101,7 +107,7 @@ class Manifest:
 
     def as_json(self) -> dict[str, Any]:
         """The content of manifest.json."""
-        return {**self._identity(), "counts": self.counts, "files": self.files, "key": self.key}
+        return {**self._identity(), "counts": self.counts, "files": self.files, "served": self.served, "key": self.key}
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -126,7 +132,10 @@ def manifest_of(value: object, path: Path) -> Manifest:
             raise ArtifactError(
                 f"cannot read {path}: {name} is missing or not a {kind.__name__}; delete it to start anew"
             )
-    manifest = Manifest(**{name: fields[name] for name in [*kinds, "files"]})
+    served = fields.get("served", {})
+    manifest = Manifest(
+        **{name: fields[name] for name in [*kinds, "files"]}, served=served if isinstance(served, dict) else {}
+    )
     if manifest.key != fields["key"]:
         raise ArtifactError(f"cannot read {path}: its key does not fit its content; delete it to start anew")
     return manifest

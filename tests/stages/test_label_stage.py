@@ -16,6 +16,8 @@ from gplfast.store.negatives import Negatives
 class Teacher:
     """Scores are a function of the two texts, and of nothing else."""
 
+    fingerprint = "teacher"
+
     def __init__(self, nan_for=None, fail_after=None):
         self.n_pairs, self.calls, self.nan_for, self.fail_after = 0, [], nan_for, fail_after
 

@@ -155,6 +155,8 @@ def test_labels_that_do_not_fit_the_student_are_told():
 
 
 class CountingTeacher:
+    fingerprint = "teacher"
+
     def __init__(self, n_characters=100):
         self.pairs, self.n_characters = [], n_characters
 
@@ -167,9 +169,12 @@ class CountingTeacher:
 
 
 def scorer(tmp_path, teacher, **options):
-    store = ScoreStore(tmp_path / "scores", "teacher")
     return PairScorer(
-        store, lambda: teacher, max_tokens=options.pop("max_tokens", 50), activation="identity", **options
+        lambda found: ScoreStore(tmp_path / "scores", found),
+        lambda: teacher,
+        max_tokens=options.pop("max_tokens", 50),
+        activation="identity",
+        **options,
     )
 
 
