@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from gplfast.config import LabelConfig
     from gplfast.models.checkpoint import Checkpoint
 
 # What a kind of work imports, and the extra of pyproject.toml that brings it ("" for what gplfast always brings).
@@ -53,20 +54,22 @@ def generator(path: Path) -> None:
         )
 
 
-def teacher(path: Path) -> None:
-    """Check that a checkpoint is a cross-encoder with one output; of the weights only their names and shapes are read.
+def teacher(path: Path, config: LabelConfig) -> None:
+    """Check that a checkpoint is a cross-encoder, and that the settings say which output is the relevance.
+
+    Of the weights only their names and shapes are read.
 
     Raises:
-        ModelError: It is another kind of model, or has another number of outputs.
+        ModelError: It is another kind of model, or has several outputs and none is chosen.
+        ConfigError: The label or the activation does not fit the model.
     """
+    from gplfast.models.activation import chosen_activation, configured_activation, label_index
     from gplfast.models.export.encoder import n_labels
 
-    labels = n_labels(_checkpoint(path))
-    if labels != 1:
-        raise ModelError(
-            f"teacher: {path} has {labels} outputs but a teacher must have 1, the relevance; choose a cross-encoder "
-            "trained for ranking"
-        )
+    checkpoint = _checkpoint(path)
+    labels = n_labels(checkpoint)
+    label_index(checkpoint, config.relevance_label or None, labels)
+    chosen_activation(config.activation, lambda: configured_activation(checkpoint, labels), labels)
 
 
 def bi_encoder(path: Path, role: str) -> None:

@@ -118,7 +118,7 @@ class Systems(Artifacts):
             if name != BM25:
                 preflight.bi_encoder(self.model(name).path, "retriever")
         if "label" in steps or BM25_TEACHER in systems:
-            preflight.teacher(self.model(config.label.model).path)
+            preflight.teacher(self.model(config.label.model).path, config.label)
         for step in steps:
             if step.startswith("train"):
                 preflight.bi_encoder(self.model(self.student_config(step.split()[1]).base).path, "student")

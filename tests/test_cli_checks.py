@@ -145,8 +145,12 @@ def test_models_of_the_wrong_kind_are_said_before_any_work(world, tmp_path, sett
 def test_a_teacher_has_one_output(tmp_path):
     from models.conftest import build_encoder
 
-    with pytest.raises(ModelError, match="has 3 outputs but a teacher must have 1"):
-        preflight.teacher(build_encoder(tmp_path, "bert", n_labels=3))
+    folder = build_encoder(tmp_path, "bert", n_labels=3)
+    with pytest.raises(ModelError, match=r"has 3 labels .* but a teacher must have 1"):
+        preflight.teacher(folder, config.LabelConfig())
+    preflight.teacher(folder, config.LabelConfig(relevance_label="LABEL_2", activation="softmax"))
+    with pytest.raises(ConfigError, match="label is 'LABEL_3' but"):
+        preflight.teacher(folder, config.LabelConfig(relevance_label="LABEL_3"))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from models.conftest import build_encoder, build_t5
 
 import gplfast
 from gplfast.config import load_config
-from gplfast.errors import ArtifactError, DataError, HubError, LockedError
+from gplfast.errors import ArtifactError, DataError, HubError, LockedError, ModelError
 from gplfast.pipeline import Pipeline, adapt
 from gplfast.steps import export_gpl, generate, label, mine
 from gplfast.store.corpus import load_corpus
@@ -159,6 +159,20 @@ def test_no_judgements_is_said_before_any_work(world, tmp_path):
     with pytest.raises(DataError, match="a corpus in memory has no judgements"):
         adapt(["a text"], work=tmp_path / "work", config=world.settings(), evaluate=True)
     assert not (tmp_path / "work").exists()
+
+
+def test_a_teacher_with_several_labels_needs_to_be_told_which(world, tmp_path, tmp_path_factory):
+    teacher = str(build_encoder(tmp_path_factory.mktemp("labels"), "bert", n_labels=3))
+    queries = generate(world.corpus, work=tmp_path, config=world.settings())
+    assert len(mine(world.corpus, work=tmp_path, config=world.settings()).retrievers) == 2
+    with pytest.raises(ModelError, match=r"has 3 labels .*label.relevance_label"):
+        label(world.corpus, work=tmp_path, config=world.settings(label={"model": teacher}))
+    found = [
+        label(world.corpus, work=tmp_path, config=world.settings(label={"model": teacher, "relevance_label": name}))
+        for name in ("LABEL_0", "2")
+    ]
+    assert len(queries)
+    assert abs(found[0].margins - found[1].margins).max() > 1e-3
 
 
 def test_one_writer_per_work_directory(world, tmp_path):

@@ -91,9 +91,7 @@ def map_unique(items: Iterable[Key], work: Work[Key, Encoded], *, batch_size: in
     if batch_size < 0:
         message = f"{work.what}: batch_size is {batch_size} but must be at least 1, or 0 for as many as fit by tokens"
         raise ConfigError(message)
-    numbers: dict[Key, int] = {}
-    which = np.fromiter((numbers.setdefault(item, len(numbers)) for item in items), np.int64)
-    different = list(numbers)
+    different, which = _unique(items)
     copies = np.bincount(which, minlength=len(different))
     values = np.empty((len(different), work.width), np.float32)
     done = 0
@@ -106,9 +104,17 @@ def map_unique(items: Iterable[Key], work: Work[Key, Encoded], *, batch_size: in
     return values if len(different) == len(which) else values[which]
 
 
+def _unique(items: Iterable[Key]) -> tuple[list[Key], Rows]:
+    """The different items in order of appearance, and each item's number among them."""
+    numbers: dict[Key, int] = {}
+    which = np.fromiter((numbers.setdefault(item, len(numbers)) for item in items), np.int64)
+    return list(numbers), which
+
+
 def _batches(items: list[Key], work: Work[Key, Encoded], batch_size: int) -> Generator[tuple[Rows, Values]]:
     """Row numbers and values of each batch."""
-    order = np.argsort([-work.characters(item) for item in items], kind="stable")
+    characters = np.fromiter(map(work.characters, items), np.int64, len(items))
+    order = np.argsort(-characters, kind="stable")
     parts = [order[start : start + CHUNK_ROWS] for start in range(0, len(order), CHUNK_ROWS)]
     tokens = BATCH_TOKENS
     with contextlib.closing(ahead(lambda part: work.encode([items[row] for row in part]), parts)) as stream:

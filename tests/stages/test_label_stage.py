@@ -95,6 +95,13 @@ def test_no_sigmoid_unless_asked_for(tmp_path):
     assert raw.n_pairs > 0  # scores of another activation are not taken for logits
 
 
+def test_scores_of_another_label_are_asked_for_again(tmp_path):
+    for name, asked in (("", True), ("", False), ("entailment", True), ("entailment", False), ("neutral", True)):
+        teacher = Teacher()
+        run(tmp_path, setting(), teacher, config=LabelConfig(relevance_label=name))
+        assert (teacher.n_pairs > 0) is asked, name
+
+
 def test_each_pair_is_scored_once(tmp_path):
     """GPL scored 8.96 million pairs of which half were different."""
     teacher = Teacher()
