@@ -152,6 +152,18 @@ np.testing.assert_array_equal(gplfast.search(unit, unit, 1).ids[:, 0], np.arange
     assert float(out) - sent < 1.0
 
 
+def test_the_process_may_end_while_a_daemon_thread_works():
+    """Python ends threads that ask for its lock then by unwinding them, which C++ answers with an abort."""
+    code = f"""
+import threading, time, numpy as np, gplfast
+{ROWS}
+threading.Thread(target=gplfast.search, args=(rows, rows, 5), daemon=True).start()
+time.sleep(0.3)
+print("end")
+"""
+    assert output(code, GPLFAST_ISA="scalar") == "end"
+
+
 def test_concurrent_calls(work):
     """Several Python threads search at once; each gets the answer of a lone call."""
     queries, docs = work[0][:50], work[1][:3000]
