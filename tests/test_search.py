@@ -157,7 +157,6 @@ def test_subnormal_elements_that_a_rotation_loses(isa, dim):
 
 
 @pytest.mark.parametrize("isa", ["", *ISAS], indirect=True)
-@pytest.mark.parametrize("isa", ["", *ISAS], indirect=True)
 @pytest.mark.parametrize("threads", [1 << 16, 2**62, 2**64])
 @pytest.mark.parametrize("n_queries", [3, 80])
 def test_any_number_of_threads(isa, n_queries, threads):
@@ -166,6 +165,7 @@ def test_any_number_of_threads(isa, n_queries, threads):
     assert_hits(gplfast.search(queries, docs, 3, threads=threads), gplfast.search(queries, docs, 3, threads=1))
 
 
+@pytest.mark.parametrize("isa", ["", *ISAS], indirect=True)
 def test_more_threads_than_documents(isa):
     queries, docs = rows(np.random.default_rng(0), 5, 20, "normal"), rows(np.random.default_rng(1), 10, 20, "normal")
     assert_hits(gplfast.search(queries, docs, 3, threads=2**60), reference.search(queries, docs, 3))
