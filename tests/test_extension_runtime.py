@@ -110,6 +110,11 @@ LONG_CALLS = {  # set-up, call, instruction set
     # In turns that each end before signals are looked at.
     "dedup": (ROWS, "gplfast.dedup(rows, 0.9, threads=2)", "scalar"),
     "dedup-turns": (ROWS, "ops._core.dedup(rows, 0.9, 'ip', False, 'greedy', 2, block_rows=64)", "scalar"),
+    "dedup-copies": (
+        "rows = np.random.default_rng(0).standard_normal((5_000_000, 2), dtype=np.float32)",
+        "gplfast.dedup(rows, 1e30, metric='ip', threads=2)",
+        "",
+    ),
     "margins": (
         "rows = np.random.default_rng(0).standard_normal(30_000_000, dtype=np.float32); one = np.arange(600_001)",
         "gplfast.margins(rows[:600_000], one, rows, one * 50, quota=9, sampling='weighted', threads=2)",
