@@ -110,6 +110,11 @@ LONG_CALLS = {  # set-up, call, instruction set
     # In turns that each end before signals are looked at.
     "dedup": (ROWS, "gplfast.dedup(rows, 0.9, threads=2)", "scalar"),
     "dedup-turns": (ROWS, "ops._core.dedup(rows, 0.9, 'ip', False, 'greedy', 2, block_rows=64)", "scalar"),
+    "dedup-copies": (
+        "rows = np.random.default_rng(0).standard_normal((5_000_000, 2), dtype=np.float32)",
+        "gplfast.dedup(rows, 1e30, metric='ip', threads=2)",
+        "",
+    ),
     "margins": (
         "rows = np.random.default_rng(0).standard_normal(30_000_000, dtype=np.float32); one = np.arange(600_001)",
         "gplfast.margins(rows[:600_000], one, rows, one * 50, quota=9, sampling='weighted', threads=2)",
@@ -150,6 +155,18 @@ np.testing.assert_array_equal(gplfast.search(unit, unit, 1).ids[:, 0], np.arange
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert float(out) - sent < 1.0
+
+
+def test_the_process_may_end_while_a_daemon_thread_works():
+    """Python ends threads that ask for its lock then by unwinding them, which C++ answers with an abort."""
+    code = f"""
+import threading, time, numpy as np, gplfast
+{ROWS}
+threading.Thread(target=gplfast.search, args=(rows, rows, 5), daemon=True).start()
+time.sleep(0.3)
+print("end")
+"""
+    assert output(code, GPLFAST_ISA="scalar") == "end"
 
 
 def test_concurrent_calls(work):

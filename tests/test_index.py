@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from test_search import EDGE_DIMS, ISAS, assert_hits, pair_of, rows
 
 import gplfast
-from gplfast.errors import ArtifactError, ConfigError, DTypeError, ShapeError
+from gplfast.errors import ArtifactError, ConfigError, DTypeError, LockedError, ShapeError
 from gplfast.ops import _core
+from gplfast.ops import index as index_module
 
 
 def built(docs, *, metric="ip", pieces=1, chunk_docs=0):
@@ -220,28 +222,47 @@ def test_damaged_rows_are_noticed_when_asked(saved):
 
 
 @pytest.mark.parametrize("name", ["rows.npy", "packed.bin"])
-def test_truncated_files_are_noticed(saved, name):
+@pytest.mark.parametrize("n_left", [0, -1])
+def test_truncated_files_are_noticed(saved, name, n_left):
     if not (saved / name).stat().st_size:
         pytest.skip("nothing was packed on this machine")
     with (saved / name).open("r+b") as file:
-        file.truncate((saved / name).stat().st_size - 1)
+        file.truncate(n_left % (saved / name).stat().st_size)
     with pytest.raises(ArtifactError, match=r"save the index again"):
         gplfast.Index.open(saved)
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": 2}, {"n_docs": 499}, {"dim": 41}, {"mean": [float("nan")]}, {"chunk_hashes": ["x"]}, {"metric": "l2"}],
+    [{"format": 2}, {"n_docs": 499}, {"dim": 41}, {"mean": [0.5] * 39}, {"chunk_hashes": ["x"]}, {"metric": "l2"}],
     ids=lambda change: next(iter(change)),
 )
 def test_damaged_record_is_noticed(saved, change):
-    record = json.loads((saved / "index.json").read_text())
-    (saved / "index.json").write_text(json.dumps({**record, **change}))
+    write_record(saved, {**json.loads((saved / "index.json").read_text()), **change})
     with pytest.raises(ArtifactError):
         gplfast.Index.open(saved)
     (saved / "index.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"not JSON"):
         gplfast.Index.open(saved)
+
+
+def write_record(saved, record):
+    """With the hash that belongs to it."""
+    rest = {name: value for name, value in record.items() if name != "record_sha256"}
+    record = {**rest, "record_sha256": index_module._sha256_of_record(rest)}
+    (saved / "index.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("name", ["mean", "metric", "rows_sha256"])
+def test_a_record_with_another_value_is_noticed(saved, name):
+    """Values that would do: a wrong mean makes wrong bounds, and those wrong answers."""
+    record = json.loads((saved / "index.json").read_text())
+    value = {"mean": [0.5] * 40, "metric": "cosine", "rows_sha256": "0" * 64}[name]
+    (saved / "index.json").write_text(json.dumps({**record, name: value}))
+    with pytest.raises(ArtifactError, match=r"index.json is not what was saved"):
+        gplfast.Index.open(saved)
+    write_record(saved, record)
+    gplfast.Index.open(saved)
 
 
 def test_missing_index(tmp_path):
@@ -262,6 +283,72 @@ def test_killed_save_leaves_nothing_that_opens(tmp_path, docs):
     built(docs).save(path)
     assert len(gplfast.Index.open(path)) == len(docs)
     assert [entry.name for entry in tmp_path.iterdir()] == ["i"]
+
+
+def test_one_save_at_a_time(tmp_path, docs, monkeypatch):
+    """A second save to the same path does not touch what the first is writing."""
+    path, first, second = tmp_path / "i", built(docs), built(-docs)
+    write_packed = first._write_packed
+
+    def write_packed_beside_another(file):
+        with pytest.raises(LockedError, match=r"is being saved by somebody else"):
+            second.save(path)
+        return write_packed(file)
+
+    monkeypatch.setattr(first, "_write_packed", write_packed_beside_another)
+    first.save(path)
+    assert_hits(gplfast.Index.open(path, verify=True).search(docs[:3], 5), first.search(docs[:3], 5))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["i"]
+
+
+def test_a_failed_save_leaves_nothing(tmp_path, docs, monkeypatch):
+    index = built(docs)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(index, "_write_packed", full)
+    with pytest.raises(OSError, match=r"No space left on device.*/i'"):
+        index.save(tmp_path / "i")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_additions_wait_for_a_save(tmp_path, docs, monkeypatch):
+    index = built(docs, chunk_docs=64)
+    adding = threading.Thread(target=index.add, args=(docs,))
+    write_packed = index._write_packed
+
+    def write_packed_while_another_adds(file):
+        adding.start()
+        adding.join(0.2)
+        assert adding.is_alive()
+        return write_packed(file)
+
+    monkeypatch.setattr(index, "_write_packed", write_packed_while_another_adds)
+    index.save(tmp_path / "i")
+    adding.join()
+    assert len(index) == 2 * len(docs)
+    found = gplfast.Index.open(tmp_path / "i", verify=True)
+    assert_hits(found.search(docs[:3], 5), gplfast.search(docs[:3], docs, 5))
+
+
+def test_one_type_whichever_thread_adds_first(docs):
+    for _ in range(20):
+        index, start, errors = gplfast.Index(40), threading.Barrier(2), []
+
+        def add(rows, index=index, start=start, errors=errors):
+            start.wait()
+            try:
+                index.add(rows)
+            except DTypeError as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=add, args=(rows,)) for rows in (docs, docs.astype(np.float16))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (len(index), len(errors)) == (len(docs), 1)
 
 
 def test_rows_are_not_changed_and_not_copied(docs, queries):

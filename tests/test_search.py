@@ -157,6 +157,15 @@ def test_subnormal_elements_that_a_rotation_loses(isa, dim):
 
 
 @pytest.mark.parametrize("isa", ["", *ISAS], indirect=True)
+@pytest.mark.parametrize("threads", [1 << 16, 2**62, 2**64])
+@pytest.mark.parametrize("n_queries", [3, 80])
+def test_any_number_of_threads(isa, n_queries, threads):
+    rng = np.random.default_rng(0)
+    queries, docs = (rng.standard_normal((n, 64)).astype(np.float32) for n in (n_queries, 20_000))
+    assert_hits(gplfast.search(queries, docs, 3, threads=threads), gplfast.search(queries, docs, 3, threads=1))
+
+
+@pytest.mark.parametrize("isa", ["", *ISAS], indirect=True)
 def test_more_threads_than_documents(isa):
     queries, docs = rows(np.random.default_rng(0), 5, 20, "normal"), rows(np.random.default_rng(1), 10, 20, "normal")
     assert_hits(gplfast.search(queries, docs, 3, threads=2**60), reference.search(queries, docs, 3))
@@ -311,6 +320,7 @@ def test_misaligned_input_is_an_error():
     [
         ({"k": 0}, gplfast.errors.ConfigError, r"k is 0 but must be at least 1"),
         ({"k": 1.5}, gplfast.errors.ConfigError, r"k is 1\.5 but must be an integer"),
+        ({"k": 2**64}, gplfast.errors.ConfigError, r"k is 18446744073709551616 but must be at most"),
         ({"k": 1, "threads": 0}, gplfast.errors.ConfigError, r"threads is 0"),
         ({"k": 1, "metric": "l2"}, gplfast.errors.ConfigError, r"metric is 'l2'; use 'ip' or 'cosine'"),
     ],
@@ -334,6 +344,7 @@ def ids(*values):
         ([ids(), np.ones(1, np.int32)], gplfast.errors.DTypeError, r"exclude of query 1"),
         ((ids(0, 1), ids(0), ids(0)), gplfast.errors.ShapeError, r"tuple of 3 but \(indptr, ids\) has 2"),
         ((ids(0, 2, 1), ids(0)), gplfast.errors.ShapeError, r"exclude\[0\] falls from 2 to 1 at list 1"),
+        ((ids(), ids()), gplfast.errors.ShapeError, r"exclude\[0\] is empty"),
         ((ids(1, 1, 1), ids(0)), gplfast.errors.ShapeError, r"exclude\[0\] starts at 1"),
         ((ids(0, 1, 1), ids(0, 1)), gplfast.errors.ShapeError, r"exclude\[0\] ends at 1 but there are 2 values"),
         (5, gplfast.errors.DTypeError, r"exclude is a int"),

@@ -120,6 +120,10 @@ ops::ExcludeView exclude_from(const char* op, const py::object& exclude, size_t 
     const py::array ids_array = array_from<int64_t>(op, "exclude[1]", pair[1], 1, "int64");
     const auto* indptr = static_cast<const int64_t*>(indptr_array.data());
     const auto* ids = static_cast<const int64_t*>(ids_array.data());
+    if (indptr_array.size() == 0) {
+        throw ShapeError(std::string(op) +
+                         ": exclude[0] is empty but needs one more entry than there are queries");
+    }
     if (static_cast<size_t>(indptr_array.size()) != n_queries + 1) {
         throw ShapeError(std::string(op) + ": exclude names " +
                          std::to_string(indptr_array.size() - 1) + " queries but queries has " +

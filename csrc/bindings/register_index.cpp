@@ -48,10 +48,11 @@ class PyIndex {
         const cpu::KernelSet kernels = cpu::current_kernels();
         const RowSource rows = rows_from("Index.add", "docs", docs, kernels);
         check_same_dim("Index.add", "docs", rows.dim(), "the index", index_->rows().dim());
+        const SignalCheck check;
         {
             const py::gil_scoped_release release;
             const std::unique_lock lock(mutex_);
-            index_->add(rows, kernels, threads, SignalCheck());
+            index_->add(rows, kernels, threads, check);
             // Before another addition: a saved file has the rows in the order of the pieces. Who
             // waits for the lock holds no GIL.
             const py::gil_scoped_acquire gil;

@@ -19,7 +19,14 @@ namespace py = pybind11;
 
 namespace gplfast::bindings {
 
+SignalCheck::SignalCheck() {
+    const py::object main_thread = py::module_::import("threading").attr("main_thread")();
+    is_main_thread_ =
+        main_thread.attr("ident").cast<unsigned long>() == PyThread_get_thread_ident();
+}
+
 void SignalCheck::operator()() {
+    if (!is_main_thread_) return;
     constexpr auto interval = std::chrono::milliseconds(20);
     const auto now = std::chrono::steady_clock::now();
     if (now - last_ < interval) return;
@@ -40,10 +47,11 @@ py::tuple run_search(const ops::SearchProblem& problem, const cpu::KernelSet& ke
     py::array_t<int64_t> ids(shape);
     float* scores_out = scores.mutable_data();
     int64_t* ids_out = ids.mutable_data();
+    const SignalCheck check;
     {
         // Safe: the caller holds what the problem views, and only memory is used.
         const py::gil_scoped_release release;
-        ops::search(problem, kernels, SignalCheck(), scores_out, ids_out);
+        ops::search(problem, kernels, check, scores_out, ids_out);
     }
     return py::make_tuple(scores, ids);
 }
@@ -124,10 +132,11 @@ py::tuple dedup(const py::object& docs, float threshold, const std::string& metr
     py::array_t<int64_t> representative(static_cast<py::ssize_t>(problem.docs.n_rows()));
     int64_t* representative_out = representative.mutable_data();
     uint64_t n_pairs = 0;
+    const SignalCheck check;
     {
         // Safe: the argument and the result are held by this frame; only their memory is used.
         const py::gil_scoped_release release;
-        n_pairs = ops::dedup(problem, kernels, SignalCheck(), representative_out);
+        n_pairs = ops::dedup(problem, kernels, check, representative_out);
     }
     return py::make_tuple(representative, n_pairs);
 }
@@ -155,11 +164,12 @@ py::tuple gram(const py::object& docs, const py::object& lists, const std::strin
     const py::array::ShapeContainer shape{indptr_out[problem.n_lists]};
     py::array values(py::dtype(dtype), shape);
     void* values_out = values.mutable_data();
+    const SignalCheck check;
     {
         // Safe: the arguments and results are held by this frame; only their memory is used.
         const py::gil_scoped_release release;
         const bool is_half = dtype == "float16";
-        ops::gram(problem, *kernels.floats, indptr_out, SignalCheck(),
+        ops::gram(problem, *kernels.floats, indptr_out, check,
                   is_half ? nullptr : static_cast<float*>(values_out),
                   is_half ? static_cast<uint16_t*>(values_out) : nullptr);
     }
@@ -224,10 +234,11 @@ py::tuple margins(const py::object& positive_scores, const py::object& positive_
     float* result_out = result.mutable_data();
     auto* kept_out = reinterpret_cast<uint8_t*>(kept.mutable_data());
     ops::Dropped dropped{};
+    const SignalCheck check;
     {
         // Safe: the arguments and results are held by this frame; only their memory is used.
         const py::gil_scoped_release release;
-        dropped = ops::margins(problem, *kernels.floats, SignalCheck(), result_out, kept_out);
+        dropped = ops::margins(problem, *kernels.floats, check, result_out, kept_out);
     }
     return py::make_tuple(result, kept, to_dict(dropped));
 }
@@ -239,15 +250,16 @@ double measure_peak(const std::string& kind, size_t threads, double seconds, siz
         throw UnavailableError(std::string("measure_peak: instruction set ") +
                                cpu::isa_name(cpu::current_isa()) + " has no int8 multiply-adds");
     }
+    const SignalCheck check;
     if (kind == "read") {
         py::array_t<uint64_t> words(static_cast<py::ssize_t>(n_bytes / sizeof(uint64_t)));
         uint64_t* data = words.mutable_data();
         const py::gil_scoped_release release;
-        return ops::read_peak(data, n_bytes / sizeof(uint64_t), problem, SignalCheck());
+        return ops::read_peak(data, n_bytes / sizeof(uint64_t), problem, check);
     }
     const py::gil_scoped_release release;
-    if (kind == "int8") return ops::int8_peak(kernels, problem, SignalCheck());
-    if (kind == "float32") return ops::float32_peak(kernels, problem, SignalCheck());
+    if (kind == "int8") return ops::int8_peak(kernels, problem, check);
+    if (kind == "float32") return ops::float32_peak(kernels, problem, check);
     throw ConfigError("measure_peak: kind is '" + kind + "'; use 'float32', 'int8' or 'read'");
 }
 

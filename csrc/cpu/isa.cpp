@@ -39,9 +39,10 @@ const Entry entries[] = {
      }},
     {Isa::amx_int8, "amx_int8", &kernels_avx512, &kernels_amx_int8,
      [] {
+         // VNNI: of the narrow kernels.
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                may_use_amx_int8();
+                __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx2") &&
+                __builtin_cpu_supports("fma") && may_use_amx_int8();
      }},
 #endif
 };

@@ -28,64 +28,114 @@ struct DistinctRows {
 
 // Groups rows that are the same bytes and similar to themselves. (A zero row has cosine 0 with its
 // copies: those stay apart.)
-DistinctRows find_distinct(const DedupProblem& problem, const cpu::Kernels& kernels,
-                           const std::function<void()>& poll) {
-    const RowSource& docs = problem.docs;
-    const size_t n = docs.n_rows();
-    const size_t dim = docs.dim();
-    std::vector<uint64_t> hashes(n);
-    std::vector<char> is_groupable(n);
-    constexpr size_t chunk = 4096;
-    StopFlag stop;
-    const auto examine = [&](size_t task) {
-        std::vector<float> work(dim);
-        for (size_t i = task * chunk; i < std::min(n, (task + 1) * chunk); ++i) {
-            const float* row = docs.row(i, work.data());
-            const double square = kernels.dot(row, row, dim);
-            const double norm = std::sqrt(square);
-            hashes[i] = hash_bytes(docs.stored(i), docs.row_bytes());
-            is_groupable[i] =
-                canonical_score(square, norm, norm, problem.metric) >= problem.threshold;
+class CopyFinder {
+  public:
+    CopyFinder(const DedupProblem& problem, const cpu::Kernels& kernels,
+               const std::function<void()>& poll)
+        : problem_(problem),
+          docs_(problem.docs),
+          n_(docs_.n_rows()),
+          hashes_(n_),
+          is_groupable_(n_),
+          order_(n_),
+          n_copies_(n_, 1) {
+        examine(kernels, poll);
+        distinct_.first.resize(n_);
+        std::iota(distinct_.first.begin(), distinct_.first.end(), int64_t{0});
+        group(poll);
+        for (size_t i = 0; i < n_; ++i) {
+            const int64_t row = row_at(i);
+            if (distinct_.first[row] != row) continue;
+            distinct_.rows.push_back(row);
+            distinct_.copies.push_back(n_copies_[row]);
         }
-    };
-    parallel_for(ceil_div(n, chunk), problem.n_threads, examine, poll, stop);
+    }
 
-    DistinctRows distinct;
-    distinct.first.resize(n);
-    std::iota(distinct.first.begin(), distinct.first.end(), int64_t{0});
-    std::vector<int64_t> order(distinct.first);
-    if (problem.keep_last) std::reverse(order.begin(), order.end());
-    const std::vector<int64_t> in_order = order;
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return hashes[a] < hashes[b]; });
-    std::vector<uint64_t> n_copies(n, 0);
-    for (size_t begin = 0, end = 0; begin < n; begin = end) {
-        while (end < n && hashes[order[end]] == hashes[order[begin]]) ++end;
-        std::vector<int64_t> leaders;  // more than one only when hashes collide
-        for (size_t i = begin; i < end; ++i) {
-            const int64_t row = order[i];
-            const auto is_copy = [&](int64_t leader) {
-                return std::memcmp(docs.stored(leader), docs.stored(row), docs.row_bytes()) == 0;
-            };
-            const auto leader = is_groupable[row]
-                                    ? std::find_if(leaders.begin(), leaders.end(), is_copy)
-                                    : leaders.end();
-            if (leader != leaders.end()) {
-                distinct.first[row] = *leader;
-                distinct.n_pairs += n_copies[*leader]++;
-            } else {
-                n_copies[row] = 1;
-                if (is_groupable[row]) leaders.push_back(row);
+    DistinctRows take() { return std::move(distinct_); }
+
+  private:
+    // Copies are in one bucket, by the hash's highest bits: sorting all rows at once would take
+    // seconds in which nobody polls.
+    static constexpr size_t bucket_bits = 10;
+    static constexpr size_t n_buckets = size_t{1} << bucket_bits;
+
+    // The i-th row in the order in which rows may stay.
+    int64_t row_at(size_t i) const {
+        return static_cast<int64_t>(problem_.keep_last ? n_ - 1 - i : i);
+    }
+    size_t bucket_of(int64_t row) const { return hashes_[row] >> (64 - bucket_bits); }
+
+    void examine(const cpu::Kernels& kernels, const std::function<void()>& poll) {
+        constexpr size_t chunk = 4096;
+        StopFlag stop;
+        const auto run_chunk = [&](size_t task) {
+            std::vector<float> work(docs_.dim());
+            for (size_t i = task * chunk; i < std::min(n_, (task + 1) * chunk); ++i) {
+                const float* row = docs_.row(i, work.data());
+                const double square = kernels.dot(row, row, docs_.dim());
+                const double norm = std::sqrt(square);
+                hashes_[i] = hash_bytes(docs_.stored(i), docs_.row_bytes());
+                is_groupable_[i] =
+                    canonical_score(square, norm, norm, problem_.metric) >= problem_.threshold;
+            }
+        };
+        parallel_for(ceil_div(n_, chunk), problem_.n_threads, run_chunk, poll, stop);
+    }
+
+    void group(const std::function<void()>& poll) {
+        std::vector<size_t> starts(n_buckets + 1, 0);
+        for (size_t i = 0; i < n_; ++i) ++starts[bucket_of(row_at(i)) + 1];
+        std::partial_sum(starts.begin(), starts.end(), starts.begin());
+        std::vector<size_t> places(starts.begin(), starts.end() - 1);
+        for (size_t i = 0; i < n_; ++i) order_[places[bucket_of(row_at(i))]++] = row_at(i);
+        std::vector<uint64_t> n_pairs(n_buckets, 0);
+        StopFlag stop;
+        const auto run_bucket = [&](size_t b) {
+            n_pairs[b] = group_bucket(order_.begin() + starts[b], order_.begin() + starts[b + 1]);
+        };
+        parallel_for(n_buckets, problem_.n_threads, run_bucket, poll, stop);
+        distinct_.n_pairs = std::accumulate(n_pairs.begin(), n_pairs.end(), uint64_t{0});
+    }
+
+    using Rows = std::vector<int64_t>::iterator;
+
+    // Returns the number of pairs of copies.
+    uint64_t group_bucket(Rows begin, Rows bucket_end) {
+        std::stable_sort(begin, bucket_end,
+                         [&](int64_t a, int64_t b) { return hashes_[a] < hashes_[b]; });
+        uint64_t n_pairs = 0;
+        for (Rows end = begin; begin != bucket_end; begin = end) {
+            while (end != bucket_end && hashes_[*end] == hashes_[*begin]) ++end;
+            std::vector<int64_t> leaders;  // more than one only when hashes collide
+            for (Rows row = begin; row != end; ++row) {
+                if (!is_groupable_[*row]) continue;
+                const auto leader =
+                    std::find_if(leaders.begin(), leaders.end(),
+                                 [&](int64_t other) { return are_copies(other, *row); });
+                if (leader == leaders.end()) {
+                    leaders.push_back(*row);
+                } else {
+                    distinct_.first[*row] = *leader;
+                    n_pairs += n_copies_[*leader]++;
+                }
             }
         }
+        return n_pairs;
     }
-    for (const int64_t row : in_order) {
-        if (distinct.first[row] != row) continue;
-        distinct.rows.push_back(row);
-        distinct.copies.push_back(n_copies[row]);
+
+    bool are_copies(int64_t a, int64_t b) const {
+        return std::memcmp(docs_.stored(a), docs_.stored(b), docs_.row_bytes()) == 0;
     }
-    return distinct;
-}
+
+    const DedupProblem& problem_;
+    const RowSource& docs_;
+    const size_t n_;
+    std::vector<uint64_t> hashes_;
+    std::vector<char> is_groupable_;
+    std::vector<int64_t> order_;
+    std::vector<uint64_t> n_copies_;  // of first rows
+    DistinctRows distinct_;
+};
 
 // What the pairs decide. `leader_[i]` is i while i stays. Pairs may come in any order; only the
 // greedy rule waits for end_block, when all pairs of the block's rows are known.
@@ -176,7 +226,7 @@ uint64_t dedup(const DedupProblem& problem, const cpu::KernelSet& kernels,
     const size_t n = problem.docs.n_rows();
     if (n == 0) return 0;
     const FloatEnvironment environment;  // rows are packed and bounds are made on this thread too
-    const DistinctRows distinct = find_distinct(problem, *kernels.floats, poll);
+    const DistinctRows distinct = CopyFinder(problem, *kernels.floats, poll).take();
     Verdict verdict(problem.rule, distinct.rows.size());
     std::unique_ptr<PairScanner> scanner;
     if (kernels.int8 && problem.docs.dim() <= cpu::max_int8_dim) {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from gplfast.errors import DTypeError, ShapeError
-from gplfast.ops.extension import _core, positive, threads_of
+from gplfast.ops.extension import LARGEST, _core, positive, threads_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,7 +71,7 @@ def search(
     scores, ids = _core.search(
         queries,
         docs,
-        positive("search", "k", k),
+        positive("search", "k", k, LARGEST),
         metric,
         exclude_pair(exclude, "search"),
         threads_of("search", threads),

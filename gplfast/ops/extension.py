@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from gplfast.errors import ConfigError, MissingExtraError
 
 __all__ = [
+    "LARGEST",
     "_core",
     "available_threads",
     "forced_isa",
@@ -18,6 +19,9 @@ __all__ = [
     "positive",
     "threads_of",
 ]
+
+LARGEST = 2**63 - 1  # that the extension takes
+_MOST_THREADS = 1 << 16  # more than a machine has; products with it stay in range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,15 +112,18 @@ def integer(op: str, name: str, value: int) -> int:
         raise ConfigError(message) from None
 
 
-def positive(op: str, name: str, value: int) -> int:
-    """`value` as an int of at least 1; raises ConfigError otherwise."""
+def positive(op: str, name: str, value: int, most: int | None = None) -> int:
+    """`value` as an int of at least 1, and at most `most`; raises ConfigError otherwise."""
     number = integer(op, name, value)
     if number < 1:
         message = f"{op}: {name} is {number} but must be at least 1"
+        raise ConfigError(message)
+    if most is not None and number > most:
+        message = f"{op}: {name} is {number} but must be at most {most}"
         raise ConfigError(message)
     return number
 
 
 def threads_of(op: str, threads: int | None) -> int:
     """The number of threads to use: None is every CPU this process may use."""
-    return _core.available_threads() if threads is None else positive(op, "threads", threads)
+    return _core.available_threads() if threads is None else min(positive(op, "threads", threads), _MOST_THREADS)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
-import math
+import os
 import shutil
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gplfast.errors import ArtifactError, ConfigError, DTypeError, ShapeError
+from gplfast.errors import ArtifactError, ConfigError, DTypeError, LockedError, ShapeError
 from gplfast.ops.exact_search import Hits, exclude_pair
-from gplfast.ops.extension import _core, integer, positive, threads_of
-from gplfast.store.atomic import read_json, sync, write_json
+from gplfast.ops.extension import LARGEST, _core, integer, positive, threads_of
+from gplfast.store.atomic import json_bytes, read_json, sync, write_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from gplfast.ops.exact_search import Floats, Lists, Metric
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
 _RECORD = "index.json"
 _ROWS = "rows.npy"
 _PACKED = "packed.bin"
+_RECORD_HASH = "record_sha256"
 _FORMAT = 1
 _BLOCK_BYTES = 1 << 24
 
@@ -51,11 +57,12 @@ class Index:
         Raises:
             ConfigError: dim or metric is out of range.
         """
-        self._dim = positive("Index", "dim", dim)
+        self._dim = positive("Index", "dim", dim, LARGEST)
         self._metric: Metric = metric
         self._index = _core.Index(self._dim, metric)
         self._dtype: np.dtype[Any] | None = None
         self._path: Path | None = None
+        self._writing = threading.Lock()  # held by add, so that one type is added and what is saved does not grow
 
     @property
     def dim(self) -> int:
@@ -89,12 +96,13 @@ class Index:
         if self._path is not None:
             message = f"Index.add: the index of {self._path} is only read; add to a new Index and save that"
             raise ConfigError(message)
-        dtype = getattr(docs, "dtype", None)  # the extension checks what docs is
-        if self._dtype is not None and dtype is not None and dtype != self._dtype:
-            message = f"Index.add: docs has dtype {dtype} but the index has {self._dtype}; call docs.astype"
-            raise DTypeError(message)
-        self._index.add(docs, threads_of("Index.add", threads))
-        self._dtype = docs.dtype
+        with self._writing:
+            dtype = getattr(docs, "dtype", None)  # the extension checks what docs is
+            if self._dtype is not None and dtype is not None and dtype != self._dtype:
+                message = f"Index.add: docs has dtype {dtype} but the index has {self._dtype}; call docs.astype"
+                raise DTypeError(message)
+            self._index.add(docs, threads_of("Index.add", threads))
+            self._dtype = docs.dtype
 
     def search(
         self,
@@ -131,7 +139,7 @@ class Index:
             raise ShapeError(message)
         found = self._index.search(
             queries,
-            positive("Index.search", "k", k),
+            positive("Index.search", "k", k, LARGEST),
             exclude_pair(exclude, "Index.search"),
             threads_of("Index.search", threads),
             first,
@@ -143,13 +151,14 @@ class Index:
         """Write the index to a new directory: rows.npy, packed.bin, and index.json last.
 
         The directory appears whole or not at all: it is written beside its place and renamed. Takes no memory beyond a
-        chunk of 32 MB.
+        chunk of 32 MB. Additions by other threads wait.
 
         Args:
             path: Must not exist.
 
         Raises:
             ConfigError: `path` exists.
+            LockedError: It is being saved by somebody else.
             OSError: It cannot be written, or the disk is full.
         """
         final = Path(path)
@@ -157,10 +166,7 @@ class Index:
             message = f"Index.save: {final} exists; remove it or give another path"
             raise ConfigError(message)
         final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.with_name(f".{final.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)  # of a save that was killed
-        partial.mkdir()
-        try:
+        with self._writing, _directory_that_becomes(final) as partial:
             rows_sha256 = self._write_rows(partial / _ROWS)
             hashes = self._write_packed(partial / _PACKED)
             record = {
@@ -173,13 +179,7 @@ class Index:
                 "mean": self._index.mean(),
                 "rows_sha256": rows_sha256,
             }
-            write_json(partial / _RECORD, record)
-            partial.rename(final)
-        except BaseException as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError) and error.filename is None:
-                error.filename = str(final)
-            raise
+            write_json(partial / _RECORD, {**record, _RECORD_HASH: _sha256_of_record(record)})
         sync(final.parent)
 
     @classmethod
@@ -193,7 +193,8 @@ class Index:
 
         Raises:
             FileNotFoundError: There is no index.
-            ArtifactError: It is damaged, truncated or of another format.
+            ArtifactError: It is damaged, truncated or of another format. (What changes under an open index is not
+                noticed; files that become shorter end the process.)
         """
         directory = Path(path)
         if not (directory / _RECORD).is_file():
@@ -206,7 +207,7 @@ class Index:
             packed = _map_packed(directory / _PACKED) if record["chunk_hashes"] else None
             hashes = [int(value, 16) for value in record["chunk_hashes"]]
             index._index = _core.Index.open(rows, index._metric, packed, record["mean"], record["chunk_docs"], hashes)
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (KeyError, TypeError, ValueError, OSError, EOFError) as error:
             message = f"Index.open: {directory} is damaged ({error}); save the index again"
             raise ArtifactError(message) from error
         if verify and _sha256(directory / _ROWS) != record["rows_sha256"]:
@@ -245,14 +246,61 @@ class Index:
         return hashes
 
 
+@contextlib.contextmanager
+def _directory_that_becomes(final: Path) -> Iterator[Path]:
+    """Yield an empty directory beside `final` that is renamed when the body ends, and removed when it fails.
+
+    It is locked, so that what a killed save left is told from what another save is writing.
+    """
+    partial = final.with_name(f".{final.name}.partial")
+    partial.mkdir(exist_ok=True)
+    handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock_directory(handle, partial, final)
+        try:
+            for leftover in partial.iterdir():
+                leftover.unlink()
+            yield partial
+            partial.rename(final)
+        except BaseException as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(final)
+            raise
+    finally:
+        os.close(handle)
+
+
+def _lock_directory(handle: int, partial: Path, final: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        is_other = True
+    except OSError:  # no locks here: NFS locks no directory
+        is_other = False
+    else:  # another save may have renamed it before it was locked here
+        is_other = not (partial.exists() and os.path.samestat(os.fstat(handle), partial.stat()))
+    if is_other:
+        message = f"Index.save: {final} is being saved by somebody else; wait for it, or give another path"
+        raise LockedError(message)
+
+
+def _sha256_of_record(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json_bytes(record)).hexdigest()
+
+
 def _checked_record(record: Any) -> dict[str, Any]:  # noqa: ANN401 (whatever JSON holds)
     if record["format"] != _FORMAT:
         message = f"format {record['format']} where this version reads {_FORMAT}"
         raise ValueError(message)
-    if not all(math.isfinite(value) for value in record["mean"]):
-        message = "the mean is not finite"
+    rest = {name: value for name, value in record.items() if name != _RECORD_HASH}
+    if record[_RECORD_HASH] != _sha256_of_record(rest):  # the bounds that make a search exact follow from the mean
+        message = f"{_RECORD} is not what was saved"
         raise ValueError(message)
-    return dict(record)
+    if len(rest["mean"]) not in {0, rest["dim"]}:
+        message = f"a mean of {len(rest['mean'])} numbers where dim is {rest['dim']}"
+        raise ValueError(message)
+    return rest
 
 
 def _map_rows(path: Path, record: dict[str, Any]) -> NDArray[Any]:
