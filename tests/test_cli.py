@@ -101,7 +101,7 @@ def test_flags_go_over_the_file_and_the_preset(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_run_plan_evaluate_export_and_ask(capsys, world, tmp_path):
+def test_run_plan_evaluate_export_and_ask(capsys, caplog, world, tmp_path):
     pytest.importorskip("sentence_transformers", reason="the train extra is not installed")
     common = ["--corpus", world.corpus, "--work", tmp_path / "w"]
     status, out, _ = run(capsys, "run", *common, *world.flags(), "--dry-run", "--quiet")
@@ -119,7 +119,7 @@ def test_run_plan_evaluate_export_and_ask(capsys, world, tmp_path):
     assert "train" in err
     assert "100%" in err
     counts = Manifest.read(tmp_path / "w" / "generate").counts
-    assert ", ".join(f"{name} {value}" for name, value in counts.items()) in err
+    assert ", ".join(f"{name} {value}" for name, value in counts.items()) in caplog.text
     status, out, _ = run(capsys, "run", *common, *world.flags(), "--dry-run", "--evaluate", "--quiet")
     assert {line.split()[0] for line in out.splitlines()} == {"fresh"}
     status, out, _ = run(capsys, "run", *common, *world.flags(), "--dry-run", "--quiet", "--generate-top-k", "9")
