@@ -289,15 +289,28 @@ def _info(_: argparse.Namespace) -> None:
     from importlib import metadata
 
     from gplfast import ops
-    from gplfast.models import session
+    from gplfast.models import runtime, session
 
     print(f"gplfast: {metadata.version('gplfast')} (python {sys.version.split()[0]})")
-    for name in ("numpy", "pyarrow", "torch", "transformers", "sentence-transformers", "bm25s", "ir-measures"):
+    libraries = (
+        "numpy",
+        "pyarrow",
+        "openvino",
+        "torch",
+        "transformers",
+        "sentence-transformers",
+        "bm25s",
+        "ir-measures",
+    )
+    for name in libraries:
         try:
             print(f"{name}: {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             print(f"{name}: not installed")
-    for part, found in (("extension", ops.info()), ("onnxruntime", session.info())):
+    models = session.info()
+    if models["installed"]:
+        models["runtimes"] = runtime.available()
+    for part, found in (("extension", ops.info()), ("onnxruntime", models)):
         for name, value in found.items():
             if name != "conflict":
                 print(f"{part} {name}: {_words(value)}")

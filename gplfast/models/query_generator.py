@@ -233,18 +233,16 @@ def _special(checkpoint: Checkpoint) -> _Special:
 def runtimes(provider: str, precision: str) -> list[Runtimes]:
     """The pairs of runtimes that a choice leaves, the most exact first.
 
-    The decoder always runs on ONNX Runtime: its shapes change with every step. int8 is of the decoder, and of the
-    encoder integers or bfloat16, whichever is faster; bf16 is of the encoder alone.
+    The decoder always runs on ONNX Runtime: its shapes change with every step. CUDA runs both or none. int8 is of the
+    decoder, and of the encoder integers or bfloat16, whichever is faster; bf16 is of the encoder alone.
 
     Raises:
         ConfigError, MissingExtraError, UnavailableError: see `candidates`.
     """
     provider, precision = resolved(provider, precision)
     encoders = candidates(provider, precision)
-    if encoders[0].provider == "cuda":
-        return [Runtimes(encoders[0], encoders[0])]
     int8 = Runtime("cpu", "int8")
-    found = [Runtimes(one, REFERENCE) for one in encoders if one != int8]
+    found = [Runtimes(one, one if one.provider == "cuda" else REFERENCE) for one in encoders if one != int8]
     if precision in {AUTO, "int8"} and int8 in encoders:
         lower = (one for one in available() if one.precision != "fp32" and provider in {AUTO, one.provider})
         found += [Runtimes(one, int8) for one in lower]

@@ -105,8 +105,7 @@ def resolved(provider: str, precision: str) -> tuple[str, str]:
 def candidates(provider: str = AUTO, precision: str = AUTO) -> list[Runtime]:
     """The runtimes that a choice leaves, the most exact first.
 
-    "auto" for the provider: CUDA when this onnxruntime has it, else every CPU provider that is installed. See
-    `resolved` for what is left at "auto".
+    See `resolved` for what is left at "auto".
 
     Raises:
         ConfigError: a name that is none.
@@ -124,8 +123,6 @@ def candidates(provider: str = AUTO, precision: str = AUTO) -> list[Runtime]:
             f"{precision!r}; leave one of them at auto"
         )
     here = available()
-    if provider == AUTO and any(runtime.provider == "cuda" for runtime in here) and precision in {AUTO, "fp32"}:
-        return [Runtime("cuda", "fp32")]
     left = [
         runtime for runtime in here if provider in {AUTO, runtime.provider} and precision in {AUTO, runtime.precision}
     ]

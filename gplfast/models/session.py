@@ -86,6 +86,12 @@ class Session:
                 "delete that folder to have it exported again"
             )
             raise ModelError(message) from error
+        if PROVIDERS[provider] not in self._session.get_providers():  # onnxruntime falls back without an error
+            message = (
+                f"session: {PROVIDERS[provider]} could not be started (a missing library, or no device); see what "
+                "onnxruntime logged, or use provider 'cpu'"
+            )
+            raise UnavailableError(message)
         self.inputs: tuple[str, ...] = tuple(node.name for node in self._session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(node.name for node in self._session.get_outputs())
 

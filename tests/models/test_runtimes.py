@@ -102,8 +102,10 @@ def test_a_generator_decodes_on_onnxruntime(monkeypatch):
     assert Runtimes(ov, REFERENCE).suffix == ""
     assert Runtimes(bf16, INT8).suffix == "-openvino-bf16+cpu-int8"
     cuda = Runtime("cuda", "fp32")
-    monkeypatch.setattr(runtime, "available", lambda: [REFERENCE, cuda, INT8])
-    assert runtimes("auto", "auto") == [Runtimes(cuda, cuda)]
+    for module in (runtime, query_generator):
+        monkeypatch.setattr(module, "available", lambda: [REFERENCE, cuda, INT8])
+    assert [str(one) for one in runtimes("auto", "auto")] == ["cpu-fp32", "cuda-fp32", "cpu-int8"]
+    assert runtimes("cuda", "auto") == [Runtimes(cuda, cuda)]
 
 
 # ---- what they compute
