@@ -80,9 +80,7 @@ class GenerateConfig(_Checked):
     queries_per_passage: int = _setting(AUTO, "queries per passage (0: 250000 / passages, at least 3)", low=0)
     max_queries: int = _setting(0, "use a random sample of the passages, to keep at most this many (0: all)", low=0)
     copied: str = _setting("drop", "what becomes of queries copied from their passage", choices=("drop", "keep"))
-    extra_draws: float = _setting(
-        1.0, "draw up to this share of queries_per_passage more where queries were dropped (0: none)", low=0.0
-    )
+    extra_draws: float = _setting(1.0, "share of queries_per_passage to draw more for dropped ones (0: none)", low=0.0)
     top_k: int = _setting(25, "sample among the k likeliest tokens (0: all)", low=0)
     top_p: float = _setting(0.95, "sample among the likeliest tokens that hold this share", low=1e-6, high=1.0)
     temperature: float = _setting(1.0, "divide the logits by this", low=1e-6)
@@ -103,9 +101,7 @@ class MineConfig(_Checked):
     metrics: tuple[str, ...] = _setting(("cosine",), "similarity, one for all or one each", choices=("cosine", "dot"))
     negatives_per_query: int = _setting(50, "negatives per query and retriever", low=1)
     exclude_duplicates: bool = _setting(True, "also exclude passages with the same text as the positive")
-    round_trip_top: int = _setting(
-        0, "no negatives for queries whose own passage no retriever has among its best so many (0: for all)", low=0
-    )
+    round_trip_top: int = _setting(0, "skip queries whose passage is in no retriever's best so many (0: none)", low=0)
     batch_size: int = _setting(AUTO, "texts per batch at most (0: as many as fit by tokens)", low=0, output=False)
 
 

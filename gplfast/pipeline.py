@@ -217,8 +217,10 @@ class Pipeline(Systems):
 
     def describe(self, step: str) -> str:
         """Where the artifact of a finished step is and what it counts, in one line."""
-        counts = Manifest.read(self.directory(step)).counts
-        return f"{self.directory(step)}: " + ", ".join(f"{name} {value}" for name, value in counts.items())
+        made = Manifest.read(self.directory(step))
+        words = [f"{name} {value}" for name, value in made.counts.items()]
+        words += [f"{name} on {choice['runtime']}" for name, choice in made.served.items()]
+        return f"{self.directory(step)}: {', '.join(words)}"
 
     def timed(self, step: str, work: Callable[[], Any], *, fresh: bool) -> Any:
         """Do a step and keep how long it took; what was fresh already keeps the time of when it was made."""
@@ -239,6 +241,15 @@ class Pipeline(Systems):
             directory = self.directory(step)
             if (directory / "manifest.json").is_file():  # another model that was measured beside has one of its own
                 Manifest.read(directory).with_served(self.serving.choices).write(directory)
+
+    def _runtimes(self) -> dict[str, str]:
+        """Of each model that made what is on disk: the runtimes, from the manifests."""
+        found: dict[str, list[str]] = {}
+        for step in [*self.steps(), *(f"evaluate {name}" for name in self.system_names())]:
+            if (self.directory(step) / "manifest.json").is_file():
+                for name, choice in Manifest.read(self.directory(step)).served.items():
+                    found.setdefault(name, []).append(choice["runtime"])
+        return {name: ", ".join(dict.fromkeys(runtimes)) for name, runtimes in found.items()}
 
     def seconds(self) -> dict[str, float]:
         """How long each step took when it was last done, in the order of the steps."""
@@ -266,7 +277,7 @@ class Pipeline(Systems):
             results[system.name] = self.timed(
                 f"evaluate {system.name}", functools.partial(bench.measure, system), fresh=fresh
             )
-        report = summary(self.collection, results, self.config, self.seconds())
+        report = summary(self.collection, results, self.config, self.seconds(), self._runtimes())
         write_json(self.work.root / "report.json", report)
         return report
 

@@ -126,9 +126,13 @@ class Bench:
 
 
 def summary(
-    collection: str, results: Mapping[str, Result], config: RunConfig, seconds: Mapping[str, float]
+    collection: str,
+    results: Mapping[str, Result],
+    config: RunConfig,
+    seconds: Mapping[str, float],
+    models: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What report.json holds."""
+    """What report.json holds; `models`: name to the runtimes that each ran on when something was made."""
     from gplfast.stages import evaluate
 
     return {
@@ -139,11 +143,12 @@ def summary(
         "significance": {"metric": evaluate.MAIN_METRIC, "test": f"paired {config.evaluate.test}, two-sided"},
         "p_values": evaluate.p_values(results, config.evaluate.test, config.seed),
         "seconds": {step: round(value, 1) for step, value in seconds.items()},
+        "models": dict(models),
     }
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The report as aligned text: systems by rows, metrics by columns, p against zero-shot, seconds below."""
+    """The report as aligned text: systems by metrics, p against zero-shot; seconds and runtimes below."""
     systems: Mapping[str, Mapping[str, float]] = report["systems"]
     metrics = list(next(iter(systems.values()), {}))
     against = "zero-shot" if "zero-shot" in systems else next(iter(systems), "")
@@ -159,7 +164,9 @@ def table(report: Mapping[str, Any]) -> str:
         f"{report['collection']} ({report['split']}, {report['queries']} queries; p: {report['significance']['test']})"
     )
     seconds = "  ".join(f"{step} {value:.1f}" for step, value in report["seconds"].items())
-    return "\n".join([head, *lines, *([f"seconds: {seconds}"] if seconds else [])])
+    models = "  ".join(f"{name} {runtimes}" for name, runtimes in report.get("models", {}).items())
+    below = [f"{what}: {words}" for what, words in (("seconds", seconds), ("models", models)) if words]
+    return "\n".join([head, *lines, *below])
 
 
 def _p(value: float) -> str:

@@ -115,7 +115,10 @@ def test_run_plan_evaluate_export_and_ask(capsys, caplog, world, tmp_path):
     assert model == str((tmp_path / "w" / "train" / "gpl" / "model").resolve())
     assert re.match(r"corpus \(test, 10 queries; p: paired t-test, two-sided\)", head)
     assert columns.split()[:5] == ["system", "nDCG@10", "MRR@10", "Recall@100", "MAP"]
-    assert [row.split()[0] for row in rows] == ["bm25", "zero-shot", "gpl", "seconds:"]
+    assert [row.split()[0] for row in rows] == ["bm25", "zero-shot", "gpl", "seconds:", "models:"]
+    assert rows[-1].split()[1:5] == ["generator", "cpu-fp32", "student", "cpu-fp32"]
+    served = Manifest.read(tmp_path / "w" / "label").served
+    assert served["teacher"]["runtime"] == "cpu-fp32"
     assert "train" in err
     assert "100%" in err
     counts = Manifest.read(tmp_path / "w" / "generate").counts
@@ -126,7 +129,7 @@ def test_run_plan_evaluate_export_and_ask(capsys, caplog, world, tmp_path):
     assert out.splitlines()[0] == "stale  generate: config.top_k is 9 but was 25"
 
     status, out, _ = run(capsys, "evaluate", *common, "--quiet", "--model", world.student, "--systems", "bm25", "gpl")
-    assert [row.split()[0] for row in out.splitlines()[3:-1]] == ["bm25", "gpl", str(world.student)]
+    assert [row.split()[0] for row in out.splitlines()[3:-2]] == ["bm25", "gpl", str(world.student)]
     status, out, _ = run(capsys, "export", *common, "--output", tmp_path / "gpl")
     assert len(out.splitlines()) == 5
     status, out, _ = run(
