@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gplfast import config as settings
 from gplfast.bench import flags
 from gplfast.errors import ConfigError, GplfastError
 from gplfast.flags import add_settings, flag_of, given_settings, read_settings
+from gplfast.preset_settings import PRESETS
 from gplfast.progress import Bars
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _add_pipeline_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     for name, text in texts.items():
         command = add(name, text, {"run": _run, "evaluate": _evaluate}.get(name, _step))
         _add_corpus(command, work_help="work directory: everything that is made, and where a killed run goes on")
-        command.add_argument("--preset", choices=sorted(settings.PRESETS), help="settings to start from (default nano)")
+        command.add_argument("--preset", choices=sorted(PRESETS), help="settings to start from (default nano)")
         if name in ("run", "evaluate"):
             command.add_argument(
                 "--judgements", type=Path, help="BEIR folder with queries and qrels (default: the corpus)"

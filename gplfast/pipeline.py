@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gplfast.config import DEMO, RunConfig, load_config
+from gplfast.config import RunConfig, load_config
 from gplfast.config import check as check_settings
 from gplfast.errors import ConfigError
+from gplfast.preset_settings import DEMO
 from gplfast.report import BM25, Bench, System, summary
 from gplfast.store.atomic import read_json, write_json
 from gplfast.store.manifest import Manifest, freshness

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from gplfast.config import DEMO, PRESETS, SECTIONS, GenerateConfig, RunConfig, TrainConfig, load_config, output_settings
+from gplfast.config import SECTIONS, GenerateConfig, RunConfig, TrainConfig, load_config, output_settings
 from gplfast.errors import ConfigError
+from gplfast.preset_settings import DEMO, PRESETS
 
 
 def write(tmp_path, name, text):
