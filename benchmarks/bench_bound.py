@@ -1,6 +1,6 @@
 """How many documents the proven bound of the integer scan leaves to rescore, on real embeddings.
 
-    python benchmarks/bench_bound.py --collections ../shared/data/scifact/beir ... --models nano:student DIRECTORY
+    python benchmarks/bench_bound.py --collections ../shared/data/scifact ... --models nano:student DIRECTORY
 
 Embeds each collection's documents and queries with each model, searches, and counts the pairs that the scan could not
 rule out (candidates) and those whose canonical score was computed (rescored), per query. Synthetic documents of the
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import machine
 import numpy as np
 
-from gplfast.bench.workloads import clustered
+from gplfast.bench.workloads import clustered, queries_near
 from gplfast.models import BiEncoder
 from gplfast.ops import _core, available_threads
 from gplfast.store.corpus import load_corpus
@@ -38,10 +38,10 @@ def query_texts(collection: Path, limit: int) -> list[str]:
 def embedded(model: str, collection: Path, args: argparse.Namespace) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(queries, documents), from the cache when they are there."""
     encoder = BiEncoder.open(model)
-    cached = args.cache / f"{collection.name}-{collection.parent.name}-{encoder.fingerprint[:16]}.npz"
+    cached = args.cache / f"{collection.name}-{encoder.fingerprint[:16]}.npz"
     if not cached.exists():
         corpus = load_corpus(collection)
-        docs = encoder.encode(corpus.texts(np.arange(len(corpus))))
+        docs = encoder.encode(corpus.texts(range(len(corpus))))
         queries = encoder.encode(query_texts(collection, args.queries), kind="query")
         args.cache.mkdir(parents=True, exist_ok=True)
         np.savez(cached, docs=docs, queries=queries)
@@ -80,10 +80,11 @@ def main() -> None:
         for model in args.models:
             name = model if model.startswith("nano:") else Path(model).name
             queries, docs = embedded(model, collection, args)
-            rows += count(collection.parent.name, name, queries, docs, args.k)
+            rows += count(collection.name, name, queries, docs, args.k)
     for shape in sorted({(row["n_queries"], row["n_docs"], row["dim"]) for row in rows}):
-        queries, docs = clustered(*shape, seed=0)
-        rows += count("synthetic clusters", "", queries, docs, args.k)
+        n_queries, n_docs, dim = shape
+        docs = clustered(n_docs, dim, seed=0)
+        rows += count("synthetic clusters", "", queries_near(docs, n_queries, seed=0), docs, args.k)
     isa = _core.current_isa()
     args.out.write_text(json.dumps({"machine": machine.describe(), "isa": isa, "rows": rows}, indent=1) + "\n")
 
