@@ -131,10 +131,30 @@ class QueryGenerator:
             ShapeError: not as many items as texts.
             ConfigError: n_samples, seed, an item or max_input_tokens out of range.
         """
+        rows = self.generate_ids(
+            texts, n_samples, sampling=sampling, seed=seed, items=items, batch_size=batch_size,
+            max_input_tokens=max_input_tokens, progress=progress,
+        )  # fmt: skip
+        flat = self._tokenizer.decode([row for samples in rows for row in samples])
+        return [flat[start : start + n_samples] for start in range(0, len(flat), n_samples)]
+
+    def generate_ids(
+        self,
+        texts: Sequence[str],
+        n_samples: int,
+        *,
+        sampling: Sampling | None = None,
+        seed: int,
+        items: Sequence[int],
+        batch_size: int = 32,
+        max_input_tokens: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[list[list[int]]]:
+        """As `generate`, but the token ids of each query, without the end and what follows it."""
         limit = self.max_input_tokens if max_input_tokens is None else max_input_tokens
         _check(len(texts), n_samples, seed, items, limit)
         sampling = Sampling() if sampling is None else sampling
-        queries: list[list[str]] = [[] for _ in texts]
+        queries: list[list[list[int]]] = [[] for _ in texts]
         done = 0
         docs_at_a_time = max(1, min(batch_size, _MAX_ROWS // n_samples)) if batch_size >= 1 else batch_size
         for part in chunks(len(texts)):
@@ -152,21 +172,20 @@ class QueryGenerator:
 
     def _generate_batch(
         self, ids: list[Ids], items: list[int], n_samples: int, sampling: Sampling, seed: int
-    ) -> list[list[str]]:
+    ) -> list[list[list[int]]]:
         """All samples of some passages, at most _MAX_ROWS rows at a time."""
         mask = mask_of(ids)
         outputs = self._encoder.run({"input_ids": pad(ids, self._special.pad), "attention_mask": mask})
         passages = _Passages(mask, dict(zip(self._encoder.outputs, outputs, strict=True)))
-        found: list[list[str]] = [[] for _ in ids]
+        found: list[list[list[int]]] = [[] for _ in ids]
         samples_at_a_time = max(1, _MAX_ROWS // len(ids))
         for first in range(0, n_samples, samples_at_a_time):
             samples = range(first, min(first + samples_at_a_time, n_samples))
             docs = np.repeat(np.arange(len(ids)), len(samples))
             steps = sampling.max_new_tokens
             noise = np.stack([uniforms(seed, item, sample, steps) for item in items for sample in samples])
-            rows = self._decode(passages, docs, noise, sampling)
-            for doc, text in zip(docs, self._tokenizer.decode(rows), strict=True):
-                found[doc].append(text)
+            for doc, row in zip(docs, self._decode(passages, docs, noise, sampling), strict=True):
+                found[doc].append(row)
         return found
 
     def _decode(self, passages: _Passages, docs: Array, noise: Array, sampling: Sampling) -> list[list[int]]:
