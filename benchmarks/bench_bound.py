@@ -49,13 +49,17 @@ def embedded(model: str, collection: Path, args: argparse.Namespace) -> tuple[ND
     return found["queries"], found["docs"]
 
 
-def count(name: str, model: str, queries: NDArray[np.float32], docs: NDArray[np.float32], k: int) -> list[dict[str, Any]]:
+def count(
+    name: str, model: str, queries: NDArray[np.float32], docs: NDArray[np.float32], k: int
+) -> list[dict[str, Any]]:
     """One row for each metric."""
     rows = []
     for metric in METRICS:
         counts = _core.count_survivors(queries, docs, k, metric, available_threads())
         if counts["rescored"] < k * len(queries):
-            raise RuntimeError(f"{name}: {counts['rescored']} rescored for {len(queries)} queries; was it an int8 scan?")
+            raise RuntimeError(
+                f"{name}: {counts['rescored']} rescored for {len(queries)} queries; was it an int8 scan?"
+            )
         row = {"collection": name, "model": model, "metric": metric, "n_queries": len(queries), "n_docs": len(docs)}
         per_query = {f"{what}_per_query": round(n / len(queries), 1) for what, n in counts.items()}
         rows.append({**row, "dim": docs.shape[1], "k": k, **per_query})
