@@ -97,12 +97,13 @@ def system_name(precision: str) -> str:
     return OURS if precision == AUTO else f"{OURS} {precision}"
 
 
-def sample(corpus: Corpus, n: int, seed: int, flag: str) -> list[str]:
-    """Texts of the corpus, n of them drawn without repeats.
+def sample(corpus: Corpus, wanted: int | None, default: int, seed: int, flag: str) -> list[str]:
+    """Texts of the corpus, drawn without repeats: as many as wanted, or `default` of them, or all where it has fewer.
 
     Raises:
-        ConfigError: It has fewer.
+        ConfigError: More are wanted than it has.
     """
+    n = wanted or min(default, len(corpus))
     if n > len(corpus):
         raise ConfigError(f"bench: {flag} is {n} but the corpus has {len(corpus)} passages; ask for fewer")
     return corpus.texts(np.random.default_rng(seed).permutation(len(corpus))[:n])

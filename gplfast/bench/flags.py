@@ -164,7 +164,7 @@ def _margins(made: argparse.ArgumentParser) -> None:
 
 def _generate(made: argparse.ArgumentParser) -> None:
     _served(made, "T5: a directory, nano:generator or a hub name")
-    made.add_argument("--passages", type=count, default=64, metavar="N", help="drawn from the corpus (default 64)")
+    made.add_argument("--passages", type=count, metavar="N", help="drawn from the corpus (default 64, or all)")
     made.add_argument("--samples", type=count, default=3, metavar="N", help="queries of each passage (default 3)")
     made.add_argument("--max-new-tokens", type=count, default=64, metavar="N", help="of a query (default 64)")
     made.add_argument(
@@ -182,7 +182,7 @@ def _score(made: argparse.ArgumentParser) -> None:
 
 def _embed(made: argparse.ArgumentParser) -> None:
     _served(made, "bi-encoder: a directory, nano:student or a hub name")
-    made.add_argument("--texts", type=count, default=256, metavar="N", help="drawn from the corpus (default 256)")
+    made.add_argument("--texts", type=count, metavar="N", help="drawn from the corpus (default 256, or all)")
     made.add_argument(
         "--qrels",
         type=Path,

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from gplfast.stages.evaluate import Judged
     from gplfast.store.corpus import Corpus
 
+# What is drawn of a corpus that has more, unless the flags say another number.
+PASSAGES, TEXTS = 64, 256
+
 
 def measure_generate(bench: Bench) -> dict[str, Any]:
     """`gplfast bench generate`: its part of the result."""
     arguments, served, peers, missing, corpus = _read(bench, generate.PEERS)
-    texts = checkpoints.sample(corpus, arguments.passages, arguments.seed, "--passages")
+    texts = checkpoints.sample(corpus, arguments.passages, PASSAGES, arguments.seed, "--passages")
     sampling = Sampling(
         top_k=arguments.top_k,
         top_p=arguments.top_p,
@@ -57,7 +60,7 @@ def measure_score(bench: Bench) -> dict[str, Any]:
 def measure_embed(bench: Bench) -> dict[str, Any]:
     """`gplfast bench embed`: its part of the result."""
     arguments, served, peers, missing, corpus = _read(bench, embed.PEERS)
-    texts = checkpoints.sample(corpus, arguments.texts, arguments.seed, "--texts")
+    texts = checkpoints.sample(corpus, arguments.texts, TEXTS, arguments.seed, "--texts")
     judged = None if arguments.qrels is None else _judged(corpus, arguments)
     model = served.reference
     prompt = model.prompts["document"]
