@@ -6,8 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gplfast.bench import hardware
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 PACKAGES = (
     "gplfast",
@@ -21,6 +25,8 @@ PACKAGES = (
     "faiss-cpu",
     "usearch",
     "numba",
+    "ctranslate2",
+    "onnxruntime-ep-openvino",
 )
 
 
@@ -40,18 +46,17 @@ def describe() -> dict[str, object]:
     }
 
 
-def bench(operation: str, *runs: list[str]) -> None:
-    """`gplfast bench` with each list of flags, then the flags of the command line; prints the tables and writes
-    results/OPERATION.json (or --json): as the command does, with this machine, and the rows of all runs."""
+def measured(operation: str, runs: Iterable[list[str]]) -> Iterator[dict[str, Any]]:
+    """`gplfast bench` with each list of flags; prints the tables and gives after each run what results/ keeps: as the
+    command does, with this machine, and the rows of all runs so far."""
     from gplfast import cli
     from gplfast.bench import report
     from gplfast.bench import run as bench_run
     from gplfast.progress import Bars
 
-    target = Path(__file__).parent / "results" / f"{operation}.json"
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for flags in runs:
-        arguments = cli.parser().parse_args(["bench", operation, *flags, *sys.argv[1:]])
+        arguments = cli.parser().parse_args(["bench", operation, *flags])
         report.check_files(arguments.json, arguments.plot)
         with Bars() as bars:
             result = bench_run.run(arguments, bars)
@@ -59,7 +64,19 @@ def bench(operation: str, *runs: list[str]) -> None:
         sys.stdout.flush()
         # Peaks are each run's own: the shares beside them were made from those.
         rows += [{**row, "peaks": result["peaks"]} for row in result["rows"]]
-        made = {**result, "machine": {**result["machine"], **describe()}, "rows": rows}
+        made = {**result, "machine": {**result["machine"], **describe()}, "rows": list(rows)}
         del made["peaks"]
+        yield made
+
+
+def bench(operation: str, *runs: list[str]) -> None:
+    """`measured` with the flags of the command line after those of each run; writes results/OPERATION.json (--json)."""
+    from gplfast import cli
+
+    target = Path(__file__).parent / "results" / f"{operation}.json"
+    given = sys.argv[1:]
+    if runs:
+        target = cli.parser().parse_args(["bench", operation, *runs[0], *given]).json or target
+    for made in measured(operation, [[*flags, *given] for flags in runs]):
         # After each run: what was measured is kept when a later run fails.
-        (arguments.json or target).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+        target.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")

@@ -144,6 +144,97 @@ def margins(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", made_on(result["machine"])])
 
 
+def serving(result: dict[str, Any]) -> str:
+    """One row a checkpoint and a precision of ours: our rate, and how many times its time each peer takes."""
+    lines = [
+        "Models, tokenising included; times are of the time of gplfast in the same row:",
+        "",
+        "| model | gplfast | rate | quality against fp32 | others |",
+        "|---|---|---|---|---|",
+    ]
+    for operation in ("generate", "score", "embed"):
+        for row in result.get(operation, {"rows": []})["rows"]:
+            systems = row["systems"]
+            others = {name: made for name, made in systems.items() if not name.startswith("gplfast")}
+            for name, made in systems.items():
+                if name in others:
+                    continue
+                times = ", ".join(
+                    f"{other} {found['median_seconds'] / made['median_seconds']:.1f}{_quality_of(found)}"
+                    for other, found in others.items()
+                )
+                model = Path(row["shape"]["model"]).name
+                lines.append(f"| {model} | {name} | {_rate(made)} | {_quality(made)} | {times} |")
+    made_by = next(result[operation] for operation in ("generate", "score", "embed") if operation in result)
+    return "\n".join([*lines, "", f"{made_by['threads']} threads. {made_on(made_by['machine'])}"])
+
+
+def _rate(made: dict[str, Any]) -> str:
+    if "passages_per_second" in made:
+        return (
+            f"{made['passages_per_second']:.1f} passages/s, {made['tokens_per_second']:,.0f} tokens/s "
+            f"({made['query_tokens']:.1f} a query)"
+        )
+    unit = "pairs" if "pairs_per_second" in made else "texts"
+    shares = [f"{100 * share:.0f} % of {kind}" for kind, share in made["share_of_peak"].items()]
+    return (
+        f"{made[f'{unit}_per_second']:.0f} {unit}/s ({', '.join(shares)})"
+        if shares
+        else (f"{made[f'{unit}_per_second']:.0f} {unit}/s")
+    )
+
+
+def _quality(made: dict[str, Any]) -> str:
+    if "greedy_compared" in made:
+        return f"{made['greedy_compared'] - made['greedy_that_differ']} of {made['greedy_compared']} greedy queries"
+    if "spearman" in made:
+        return f"Spearman {made['spearman']:.5f}"
+    ndcg = f", nDCG@10 {made['nDCG@10']:.4f}" if "nDCG@10" in made else ""
+    return f"cosine {made['cosine_min']:.4f}, top 10 {made['top_10_overlap']:.3f}{ndcg}"
+
+
+def _quality_of(made: dict[str, Any]) -> str:
+    return f" (nDCG@10 {made['nDCG@10']:.4f})" if "nDCG@10" in made else ""
+
+
+def memory(result: dict[str, Any]) -> str:
+    """One sentence for each operation."""
+    lines = []
+    for operation, rows in result["operations"].items():
+        sizes = ", ".join(
+            f"{row['n']:,}: {row['peak_rss_bytes'] / 2**20:.0f} MiB "
+            f"({row['peak_anonymous_bytes'] / 2**20:.0f} MiB without mapped files)"
+            for row in rows
+        )
+        lines.append(f"- {operation}, bundled models, short passages, peak resident memory: {sizes}.")
+    return "\n".join([*lines, "", made_on(result["machine"])])
+
+
+def gpl(result: dict[str, Any]) -> str:
+    """The parts of both sides, and the picture."""
+    counts, seconds = result["counts"], result["seconds"]
+    lines = [f"| seconds | {' | '.join(seconds['gplfast'])} | all |", "|---|" + "---|" * (len(seconds["gplfast"]) + 1)]
+    for name, parts in seconds.items():
+        lines.append(f"| {name} | {' | '.join(f'{s:.1f}' for s in parts.values())} | {sum(parts.values()):.1f} |")
+    chosen = "; ".join(f"{part} {setting}" for part, setting in result["settings"].items())
+    return "\n".join(
+        [
+            f"GPL outside training, {counts['passages']:,} passages of SciFact, bundled models, beside a reference "
+            f"written with transformers, sentence-transformers and torch ({chosen}): {result['times_gplfast']:.1f} "
+            "times gplfast's time.",
+            "",
+            *lines,
+            "",
+            "![seconds of each part](benchmarks/results/gpl.png)",
+            "",
+            f"{counts['queries']:,} queries, {counts['pairs']:,} pairs, {result['threads']} threads. "
+            f"{made_on(result['machine'])}",
+        ]
+    )
+
+
+# What appears only when it was measured.
+OPTIONAL = ("serving", "memory", "gpl")
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "demo": ("README.md", demo),
     "adapt": ("README.md", adapt),
@@ -151,6 +242,9 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "disk": ("README.md", disk),
     "dedup": ("README.md", dedup),
     "margins": ("README.md", margins),
+    "serving": ("README.md", serving),
+    "memory": ("README.md", memory),
+    "gpl": ("README.md", gpl),
     "nano": ("gplfast/presets/nano/README.md", nano),
 }
 
@@ -164,13 +258,13 @@ def rendered(text: str, name: str) -> str:
         raise SystemExit(f"the table {name} needs one pair of <!-- {name}:begin --> and <!-- {name}:end -->")
     path = RESULTS / f"{name}.json"
     if not path.is_file():
-        return _replaced(text, name, UNMEASURED)
+        return _replaced(text, name, "" if name in OPTIONAL else UNMEASURED)
     body = TABLES[name][1](json.loads(path.read_text(encoding="utf-8")))
     return _replaced(text, name, body)
 
 
 def _replaced(text: str, name: str, body: str) -> str:
-    block = f"<!-- {name}:begin -->\n{body}\n<!-- {name}:end -->"
+    block = "\n".join(part for part in (f"<!-- {name}:begin -->", body, f"<!-- {name}:end -->") if part)
     return re.sub(f"<!-- {name}:begin -->.*?<!-- {name}:end -->", lambda _: block, text, flags=re.DOTALL)
 
 

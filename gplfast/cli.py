@@ -48,6 +48,7 @@ A run that was killed goes on where it was when it is started again.""",
   gplfast bench search --docs 200000 --dim 384 --queries 1 16 4096
   gplfast bench dedup --embeddings mine.npy --threshold 0.9
   gplfast bench margins --queries 2000000 --negatives 50
+  gplfast bench score --model nano:teacher --corpus scifact/
   gplfast bench search --help                             what is measured, what is compared, the columns""",
     "info": "example:\n  gplfast info",
 }
@@ -123,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
     add_settings(export, "export")
     export.add_argument("--output", type=Path, required=True, help="folder to write")
     flags.add_commands(
-        add("bench", "Time the operations on your shapes and your machine, beside other libraries.", _bench)
+        add("bench", "Time operations and models on your shapes and your machine, beside other libraries.", _bench)
     )
     add("info", "Show versions, instruction set, threads and accelerators.", _info)
     return top

@@ -50,6 +50,7 @@ HEAVY = {
     "numba",
     "matplotlib",
     "usearch",
+    "ctranslate2",
 }
 TRAINING_ONLY = {"torch", "transformers", "sentence_transformers", "accelerate", "datasets"}
 

@@ -95,6 +95,7 @@ def drop_pieces(checkpoint: Path, first_ids: int) -> tuple[PreTrainedTokenizerFa
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],  # as the teacher was trained
     )
     return tokenizer, [i for _, i in kept]
 

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
 def described(timing: Timing, work: dict[str, float], peaks: Peaks, ours: float) -> dict[str, Any]:
     """One system's figures."""
+    if "query_tokens" in timing.agreement:  # each generator writes queries of its own
+        work = {**work, "tokens": work["queries"] * timing.agreement["query_tokens"]}
     rates = {f"{name}_per_second": amount / timing.median for name, amount in work.items()}
-    kinds = {"float32": "flop", "int8": "flop", "read": "bytes"}
+    kinds = {"float32": "flop", "int8": "flop", "read": "bytes", "gemm float32": "flop", "gemm bfloat16": "flop"}
     shares = {kind: peaks.share(kind, rates[f"{name}_per_second"]) for kind, name in kinds.items() if name in work}
     return {
         "seconds": timing.seconds,

@@ -5,6 +5,8 @@ Peaks are measured, not read from a data sheet, with as many threads as the benc
 - float32, int8: multiply-adds on registers alone, two operations each, in the best instruction set that the extension
   has here (int8 where it has an integer scan). No kernel can be faster, whatever it does with memory.
 - read: bytes a second of adding up 1 GiB, each thread its own part. What reads the documents once cannot be faster.
+- gemm float32, gemm bfloat16: torch.matmul of two 2,048 x 2,048 matrices, what networks are made of; left out without
+  torch.
 
 Each is the best of samples that are taken between the timed runs, so that a machine that is busy or throttled is
 so for both.
@@ -15,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,10 +26,22 @@ from gplfast.errors import UnavailableError
 from gplfast.ops import available_threads, info, measure_peak
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-PACKAGES = ("gplfast", "numpy", "faiss-cpu", "torch", "usearch", "numba", "sentence-transformers")
+PACKAGES = (
+    "gplfast",
+    "numpy",
+    "faiss-cpu",
+    "torch",
+    "usearch",
+    "numba",
+    "sentence-transformers",
+    "onnxruntime",
+    "transformers",
+    "ctranslate2",
+)
 READ_BYTES = 1 << 30  # above any cache of one machine
+GEMM_ROWS = 2048  # 16 MiB a float32 matrix: large enough that starting threads and packing do not count
 
 
 @dataclasses.dataclass
@@ -36,29 +51,55 @@ class Peaks:
     Attributes:
         threads: How many work at once.
         seconds: How long a sample takes; 0: nothing is measured.
-        best: float32, int8 (where there is one) and read.
+        of_networks: Whether products of matrices are measured, in place of registers and reading.
+        best: float32, int8 and read, or gemm float32 and gemm bfloat16; those of them that are there.
     """
 
     threads: int
     seconds: float
+    of_networks: bool = False
     best: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def sample(self) -> None:
         """Measure each once more."""
         if self.seconds <= 0:
             return
-        n_bytes = min(READ_BYTES, memory.available_bytes() // 8)
-        kinds: tuple[Literal["float32", "int8", "read"], ...] = ("float32", "int8", "read")
-        for kind in kinds:
-            try:
-                rate = measure_peak(kind, self.threads, self.seconds, n_bytes=n_bytes)
-            except UnavailableError:  # this instruction set has no int8
-                continue
+        for kind, rate in (
+            _gemm_rates(self.seconds) if self.of_networks else _register_rates(self.threads, self.seconds)
+        ):
             self.best[kind] = max(rate, self.best.get(kind, 0.0))
 
     def share(self, kind: str, rate: float) -> float | None:
         """`rate` over the peak; None where that was not measured."""
         return rate / self.best[kind] if kind in self.best else None
+
+
+def _register_rates(threads: int, seconds: float) -> Iterator[tuple[str, float]]:
+    n_bytes = min(READ_BYTES, memory.available_bytes() // 8)
+    kinds: tuple[Literal["float32", "int8", "read"], ...] = ("float32", "int8", "read")
+    for kind in kinds:
+        try:
+            yield kind, measure_peak(kind, threads, seconds, n_bytes=n_bytes)
+        except UnavailableError:  # this instruction set has no int8
+            continue
+
+
+def _gemm_rates(seconds: float) -> Iterator[tuple[str, float]]:
+    """The fastest of torch's products within `seconds` each, on the threads that torch has; one at least."""
+    try:
+        import torch
+    except ImportError:  # not installed
+        return
+    for dtype in ("float32", "bfloat16"):
+        # Ones: the arithmetic takes as long whatever the numbers are.
+        one = torch.ones(GEMM_ROWS, GEMM_ROWS, dtype=getattr(torch, dtype))
+        product, until = torch.mm(one, one), time.perf_counter() + seconds
+        times: list[float] = []
+        while not times or time.perf_counter() < until:
+            started = time.perf_counter()
+            torch.mm(one, one, out=product)
+            times.append(time.perf_counter() - started)
+        yield f"gemm {dtype}", 2.0 * GEMM_ROWS**3 / min(times)
 
 
 def machine(packages: Iterable[str] = PACKAGES) -> dict[str, object]:

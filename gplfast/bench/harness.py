@@ -160,6 +160,7 @@ def compare_and_time(
     check: Check,
     repeats: int,
     *,
+    reference: Callable[[], Any] | None = None,
     between: Callable[[], None] = lambda: None,
     report: Report = lambda *_: None,
     what: str = "bench",
@@ -170,6 +171,7 @@ def compare_and_time(
         systems: The first is ours; its result is what the others are compared with.
         check: Says what two results have in common, or raises.
         repeats: Samples of each.
+        reference: Gives the result to compare with, where that is not the first system's.
         between: Called once a repeat.
         report: Called with (what, done, all).
         what: Of the progress.
@@ -179,7 +181,7 @@ def compare_and_time(
     """
     steps, done = len(systems) * (repeats + 1), 0
     report(what, done, steps)
-    expected = next(iter(systems[0].settings.values()))()
+    expected = (reference or next(iter(systems[0].settings.values())))()
     warm: dict[str, tuple[str, float, dict[str, float], int | None]] = {}
     for system in systems:
         warm[system.name] = _warm_up(system, expected, check)

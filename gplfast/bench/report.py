@@ -13,7 +13,30 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PICTURES = (".png", ".svg", ".pdf")
-_KINDS = {"float32": "of float32", "int8": "of int8", "read": "of reading"}
+_KINDS = {
+    "float32": "of float32",
+    "int8": "of int8",
+    "read": "of reading",
+    "gemm float32": "of GEMM float32",
+    "gemm bfloat16": "of GEMM bfloat16",
+}
+
+
+# What a bar is: the figure, its scale and unit.
+_BARS = {
+    "margins": ("bytes_per_second", 1e9, "GB/s"),
+    "generate": ("passages_per_second", 1.0, "passages a second"),
+    "score": ("pairs_per_second", 1.0, "pairs a second"),
+    "embed": ("texts_per_second", 1.0, "texts a second"),
+}
+# Peak, style of its line, and the work that it limits.
+_LINES = (
+    ("float32", "--", "flop"),
+    ("int8", ":", "flop"),
+    ("read", "-.", "bytes"),
+    ("gemm float32", "--", "flop"),
+    ("gemm bfloat16", ":", "flop"),
+)
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -33,6 +56,7 @@ def _head(result: Mapping[str, Any]) -> list[str]:
     threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
     metric = f", {result['metric']}" if "metric" in result else ""
     units = {"float32": ("TFLOP/s float32", 1e12), "int8": ("TOP/s int8", 1e12), "read": ("GB/s read", 1e9)}
+    units |= {f"gemm {dtype}": (f"TFLOP/s {dtype} GEMM", 1e12) for dtype in ("float32", "bfloat16")}
     peaks = [
         f"{result['peaks'][kind] / scale:.4g} {unit}"
         for kind, (unit, scale) in units.items()
@@ -45,6 +69,18 @@ def _head(result: Mapping[str, Any]) -> list[str]:
 
 
 def _shape(operation: str, shape: Mapping[str, Any]) -> str:
+    if operation == "generate":
+        return (
+            f"{shape['model']}: {shape['n_passages']} passages of at most {shape['max_input_tokens']} tokens, "
+            f"{shape['n_samples']} queries each of at most {shape['max_new_tokens']}"
+        )
+    if operation == "score":
+        return (
+            f"{shape['model']}: {shape['n_pairs']} pairs of {shape['mean_tokens']:.0f} tokens "
+            f"(5 % have more than {shape['p95_tokens']:.0f})"
+        )
+    if operation == "embed":
+        return f"{shape['model']}: {shape['n_texts']} texts of {shape['mean_tokens']:.0f} tokens"
     if operation == "search":
         queries = f"{shape['n_queries']} quer{'ies' if shape['n_queries'] > 1 else 'y'}"
         return f"{queries}, {shape['n_docs']} documents x {shape['dim']}, k {shape['k']}"
@@ -65,6 +101,13 @@ def _systems(systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "x time": lambda made: f"{made['time_over_gplfast']:.2f}",
     }
     one = next(iter(systems.values()))
+    for name in ("passages", "pairs", "texts"):
+        if f"{name}_per_second" in one:
+            columns[f"{name}/s"] = lambda made, name=name: f"{made[f'{name}_per_second']:.1f}"  # type: ignore[misc]
+    if "tokens_per_second" in one:
+        columns["tokens/s"] = lambda made: f"{made['tokens_per_second']:.0f}"
+    if "query_tokens" in one:
+        columns["tokens"] = lambda made: f"{made['query_tokens']:.1f}"
     if "flop_per_second" in one:
         columns["TFLOP/s"] = lambda made: f"{made['flop_per_second'] / 1e12:.4f}"
     if "entries_per_second" in one:
@@ -74,6 +117,8 @@ def _systems(systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
         columns[_KINDS[kind]] = lambda made, kind=kind: f"{100 * made['share_of_peak'][kind]:.1f} %"  # type: ignore[misc]
     columns["memory"] = lambda made: "?" if made["extra_bytes"] is None else in_words(made["extra_bytes"])
     columns["agrees"] = _agreement
+    if "nDCG@10" in one:
+        columns["nDCG@10"] = lambda made: f"{made['nDCG@10']:.4f}"
     columns["setting"] = lambda made: made["setting"]
     rows = [[name, *(cell(made) for cell in columns.values())] for name, made in systems.items()]
     return aligned([["system", *columns], *rows])
@@ -82,6 +127,12 @@ def _systems(systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _agreement(made: Mapping[str, Any]) -> str:
     if "recall" in made:
         return f"recall {made['recall']:.4f}"
+    if "greedy_that_differ" in made:
+        return f"{made['greedy_compared'] - made['greedy_that_differ']} of {made['greedy_compared']}"
+    if "spearman" in made:
+        return f"{made['spearman']:.5f}, {made['largest_difference']:.1g}"
+    if "cosine_min" in made:
+        return f"{made['cosine_min']:.5f}, {made['top_10_overlap']:.3f}"
     differs = next((value for name, value in made.items() if name.endswith("that_differ")), 0)
     return "yes" if differs == 0 else f"{differs} ties"
 
@@ -149,18 +200,18 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
 
 
 def _plot_bars(axes: Any, result: Mapping[str, Any], row: Mapping[str, Any]) -> None:
-    is_margins = result["operation"] == "margins"
-    key, scale, unit = ("bytes_per_second", 1e9, "GB/s") if is_margins else ("flop_per_second", 1e12, "TFLOP/s")
+    key, scale, unit = _BARS.get(result["operation"], ("flop_per_second", 1e12, "TFLOP/s"))
     names = list(row["systems"])
     rates = [row["systems"][name][key] / scale for name in names]
     bars = axes.barh(names, rates, color=["C0" if name.startswith("gplfast") else "C7" for name in names])
     axes.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
     one = row["systems"][names[0]]
-    of_a_byte = one[key] / one["bytes_per_second"]  # reading the documents once, in the unit of the bars
-    for kind, style, factor in (("float32", "--", 1.0), ("int8", ":", 1.0), ("read", "-.", of_a_byte)):
-        peak = result["peaks"].get(kind, 0.0) * factor / scale
-        # One that is far off would make the bars small.
-        if 0 < peak < 4 * max(rates) and (kind == "read" or not is_margins):
+    for kind, style, work in _LINES:
+        if kind not in result["peaks"] or f"{work}_per_second" not in one:
+            continue
+        # What reaching the peak would be, in the unit of the bars.
+        peak = result["peaks"][kind] * one[key] / one[f"{work}_per_second"] / scale
+        if peak < 4 * max(rates):  # one that is far off would make the bars small
             axes.axvline(peak, color="C3", linestyle=style, linewidth=1, label=f"measured {kind} peak")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7, loc="lower right")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from gplfast.bench import dedup, figures, harness, inputs, margins, memory, search, workloads
+from gplfast.bench import dedup, figures, harness, inputs, margins, memory, search, serving, workloads
+from gplfast.bench.flags import SERVING
 from gplfast.bench.hardware import Peaks, machine
 from gplfast.bench.sweep import sweep
 from gplfast.errors import ConfigError
@@ -13,7 +14,7 @@ from gplfast.ops import available_threads, forced_isa
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from gplfast.bench.harness import Check, Peer, Report, System
 
@@ -31,14 +32,16 @@ def run(arguments: argparse.Namespace, report: Report = lambda *_: None) -> dict
 
     Raises:
         ConfigError: A flag that is out of range or has no effect, or more memory than there is.
-        DataError, DTypeError, ShapeError: An .npy file that does not fit.
-        UnavailableError: An instruction set that this machine or build does not have.
+        DataError, DTypeError, ShapeError: An .npy file or a corpus that does not fit.
+        ModelError, HubError: A checkpoint that cannot be served or found.
+        UnavailableError: An instruction set, provider or precision that this machine or build does not have.
         MissingExtraError: A peer that was named is not installed.
         PeerError: A result is wrong.
     """
     threads = arguments.threads or available_threads()
-    bench = _Bench(arguments, threads, Peaks(threads, arguments.peak_seconds), report)
-    parts = {"search": _search, "dedup": _dedup, "margins": _margins}[arguments.operation](bench)
+    peaks = Peaks(threads, arguments.peak_seconds, of_networks=arguments.operation in SERVING)
+    bench = Bench(arguments, threads, peaks, report)
+    parts = _OPERATIONS[arguments.operation](bench)
     return {
         "operation": arguments.operation,
         "machine": machine(),
@@ -59,18 +62,34 @@ class _Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Bench:
-    """One command."""
+class Bench:
+    """One command: its flags, the threads of every system, the peaks, and where progress goes."""
 
     arguments: argparse.Namespace
     threads: int
     peaks: Peaks
     report: Report
 
-    def measure(self, systems: Sequence[System], problem: Any, check: Check, work: dict[str, float], what: str) -> _Row:
+    def measure(
+        self,
+        systems: Sequence[System],
+        problem: Any,
+        check: Check,
+        work: dict[str, float],
+        what: str,
+        *,
+        reference: Callable[[], Any] | None = None,
+    ) -> _Row:
+        """Compare and time."""
         with harness.same_threads(self.threads):
             timings = harness.compare_and_time(
-                systems, check, self.arguments.repeats, between=self.peaks.sample, report=self.report, what=what
+                systems,
+                check,
+                self.arguments.repeats,
+                reference=reference,
+                between=self.peaks.sample,
+                report=self.report,
+                what=what,
             )
         return _Row(problem.shape, work, timings)
 
@@ -80,7 +99,7 @@ class _Bench:
             {
                 "shape": row.shape,
                 "systems": {
-                    name: figures.described(timing, row.work, self.peaks, row.timings[harness.OURS].median)
+                    name: figures.described(timing, row.work, self.peaks, next(iter(row.timings.values())).median)
                     for name, timing in row.timings.items()
                 },
             }
@@ -88,7 +107,7 @@ class _Bench:
         ]
 
 
-def _search(bench: _Bench) -> dict[str, Any]:
+def _search(bench: Bench) -> dict[str, Any]:
     arguments = bench.arguments
     if arguments.sweep is not None:
         return _search_sweep(bench)
@@ -110,7 +129,7 @@ def _search(bench: _Bench) -> dict[str, Any]:
     return {"documents": source, "metric": arguments.metric, "missing": missing, "rows": bench.finished(rows)}
 
 
-def _search_sweep(bench: _Bench) -> dict[str, Any]:
+def _search_sweep(bench: Bench) -> dict[str, Any]:
     arguments = bench.arguments
     for flag, given in (("peers", arguments.peers not in (None, ["none"])), ("isas", arguments.isas)):
         if given:
@@ -123,7 +142,7 @@ def _search_sweep(bench: _Bench) -> dict[str, Any]:
     return {"documents": source, "metric": arguments.metric, "missing": {}, **made}
 
 
-def _dedup(bench: _Bench) -> dict[str, Any]:
+def _dedup(bench: Bench) -> dict[str, Any]:
     arguments = bench.arguments
     peers, missing = _peers(dedup.PEERS, arguments)
     working_bytes = dedup.BLOCKS[-1] * (arguments.docs or arguments.default_docs) * 8
@@ -140,7 +159,7 @@ def _dedup(bench: _Bench) -> dict[str, Any]:
     return {"documents": source, "metric": arguments.metric, "missing": missing, "rows": bench.finished([row])}
 
 
-def _margins(bench: _Bench) -> dict[str, Any]:
+def _margins(bench: Bench) -> dict[str, Any]:
     arguments = bench.arguments
     peers, missing = harness.choose(margins.PEERS, arguments.peers)
     n_negatives, n_positives = (arguments.queries * n for n in (arguments.negatives, arguments.positives))
@@ -167,3 +186,13 @@ def _peers(peers: Sequence[Peer], arguments: argparse.Namespace) -> tuple[list[P
         with forced_isa(isa):
             pass
     return harness.choose(peers, arguments.peers)
+
+
+_OPERATIONS: Mapping[str, Callable[[Bench], dict[str, Any]]] = {
+    "search": _search,
+    "dedup": _dedup,
+    "margins": _margins,
+    "generate": serving.measure_generate,
+    "score": serving.measure_score,
+    "embed": serving.measure_embed,
+}

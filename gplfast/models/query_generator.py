@@ -166,6 +166,34 @@ class QueryGenerator:
             ConfigError: n_samples, seed, an item, a first sample, batch_size or max_input_tokens out of range.
             ResourceError: one query alone does not fit into memory; batches that do not are halved.
         """
+        rows = self.generate_ids(
+            texts,
+            n_samples,
+            sampling=sampling,
+            seed=seed,
+            items=items,
+            first_sample=first_sample,
+            batch_size=batch_size,
+            max_input_tokens=max_input_tokens,
+            progress=progress,
+        )
+        flat = self._tokenizer.decode([row for samples in rows for row in samples])
+        return [flat[start : start + n_samples] for start in range(0, len(flat), n_samples)]
+
+    def generate_ids(
+        self,
+        texts: Sequence[str],
+        n_samples: int,
+        *,
+        sampling: Sampling | None = None,
+        seed: int,
+        items: Sequence[int],
+        first_sample: Sequence[int] | None = None,
+        batch_size: int = 32,
+        max_input_tokens: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[list[list[int]]]:
+        """As `generate`, but the token ids of each query, without the end and what follows it."""
         limit = self.max_input_tokens if max_input_tokens is None else max_input_tokens
         first_sample = [0] * len(texts) if first_sample is None else first_sample
         for name, given in (("items", items), ("first_sample", first_sample)):
@@ -193,8 +221,7 @@ class QueryGenerator:
                     progress(n_done, len(texts))
 
             decoding.run(self._tokenizer.encode(texts[part], limit).ids, n_samples, noise, done)
-        flat = self._tokenizer.decode([row for rows in tokens for row in rows])
-        return [flat[start : start + n_samples] for start in range(0, len(flat), n_samples)]
+        return tokens
 
     def _encode(self, ids: list[Array]) -> tuple[Array, list[Array]]:
         """The mask, and each layer's cross-attention keys and values."""
