@@ -52,6 +52,7 @@ def settings(negatives: int) -> dict[str, Any]:
         "generate": {
             "queries_per_passage": 3, "max_queries": 0, "window": "head", "temperature": TEMPERATURE, "top_k": TOP_K,
             "top_p": TOP_P, "max_new_tokens": NEW_TOKENS, "passage_tokens": PASSAGE_TOKENS,
+            "copied": "keep", "extra_draws": 0.0,
         },
         "mine": {"retrievers": ["nano:student"], "negatives_per_query": negatives, "exclude_duplicates": False},
         "label": {"keep_share": 1.0, "max_seq_length": PAIR_TOKENS},

@@ -161,12 +161,12 @@ def test_model_of_another_kind(capsys, world):
     assert "model_type is 'bert' but must be 't5'" in err
 
 
-@pytest.mark.skipif(checkpoints._CHOOSES, reason="open takes the precision, and refuses by itself")
 def test_precision_that_is_not_served(capsys, world):
-    flags = ["--model", world.teacher, "--corpus", world.corpus, "--precision", "bf16", "--peers", "none"]
+    flags = ["--model", world.teacher, "--corpus", world.corpus, "--peers", "none"]
+    flags += ["--precision", "bf16", "--provider", "cpu"]
     status, _, err = run(capsys, "bench", "score", *flags, *QUICK)
     assert status == 2
-    assert "this version serves fp32 on the CPU only" in err
+    assert "provider cpu computes in fp32 or int8 but precision is 'bf16'" in err
 
 
 # ---- the checks find what is wrong

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gplfast.bench.harness import OURS
-from gplfast.errors import ConfigError, UnavailableError
+from gplfast.errors import ConfigError
 from gplfast.models import BiEncoder, CrossEncoder, QueryGenerator, resolve
 from gplfast.models.checkpoint import Checkpoint
 from gplfast.models.cross_encoder import vocabulary_rows
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 AUTO, FP32 = "auto", "fp32"
 _QUERY_WORDS = 8  # of a query made from a passage, where the corpus has none
 _CLASSES: dict[str, Any] = {"generate": QueryGenerator, "score": CrossEncoder, "embed": BiEncoder}
-# The one place to change when `open` takes precision= and provider= for certain: then this is True.
-_CHOOSES = "precision" in inspect.signature(CrossEncoder.open).parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,19 +70,12 @@ class Served:
 
         Raises:
             ModelError: It cannot be served as this.
-            UnavailableError: This version serves no other precision than float32 on the CPU.
+            MissingExtraError, UnavailableError: This machine does not serve it so.
         """
         if precision == FP32 and "reference" in self.__dict__:
             return self.reference
-        given: dict[str, Any] = {"threads": self.threads}
-        if _CHOOSES:
-            given |= {"precision": precision, "provider": self.provider}
-        elif precision not in (AUTO, FP32) or self.provider not in (AUTO, "cpu"):
-            raise UnavailableError(
-                f"bench: --precision {precision} --provider {self.provider}: this version serves fp32 on the CPU only; "
-                "leave both out"
-            )
-        return _CLASSES[self.operation].open(self.directory, **given)
+        options: dict[str, Any] = {"threads": self.threads, "precision": precision, "provider": self.provider}
+        return _CLASSES[self.operation].open(self.directory, **options)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of an encoder's checkpoint."""

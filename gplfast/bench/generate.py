@@ -13,7 +13,7 @@ import numpy as np
 
 from gplfast.bench.checkpoints import FP32, system_name
 from gplfast.bench.harness import Peer, PeerError, System
-from gplfast.models.batching import length_sorted, mask_of, pad
+from gplfast.models.batching import mask_of, pad
 from gplfast.models.export.t5 import T5
 from gplfast.models.sampling import Sampling
 from gplfast.models.tokenization import Tokenizer
@@ -152,7 +152,8 @@ def _transformers_system(name: str, problem: Problem, dtype: str) -> System:
         options |= {"do_sample": not part.sampling.greedy, "num_return_sequences": part.n_samples}
         if not part.sampling.greedy:
             options |= {name: getattr(part.sampling, name) for name in ("top_k", "top_p", "temperature")}
-        for batch in length_sorted(ids.lengths, batch_size):
+        order = np.argsort(-ids.lengths, kind="stable")
+        for batch in (order[start : start + batch_size] for start in range(0, len(order), batch_size)):
             inputs = [ids.ids[row] for row in batch]
             tensors = (torch.from_numpy(values).long() for values in (pad(inputs, padding), mask_of(inputs)))
             made = model.generate(**dict(zip(("input_ids", "attention_mask"), tensors, strict=True)), **options)
