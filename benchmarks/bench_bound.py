@@ -78,7 +78,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for collection in args.collections:
         for model in args.models:
-            name = model if model.startswith("nano:") else Path(model).name
+            folder = Path(model).resolve()
+            name = model if model.startswith("nano:") else (folder.parent if folder.name == "model" else folder).name
             queries, docs = embedded(model, collection, args)
             rows += count(collection.name, name, queries, docs, args.k)
     for shape in sorted({(row["n_queries"], row["n_docs"], row["dim"]) for row in rows}):
