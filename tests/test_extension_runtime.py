@@ -70,6 +70,18 @@ def test_unavailable_instruction_set(monkeypatch):
             call()
 
 
+@pytest.mark.skipif(IS_SANITIZED, reason="emulated tiles take 6 s as it is")
+def test_peaks_of_each_instruction_set(isa):
+    assert 1e6 < ops.measure_peak("float32", 2, 0.01, n_bytes=0) < 1e15
+    if isa in ("scalar", "avx2", "avx512"):
+        with pytest.raises(gplfast.errors.UnavailableError, match=f"instruction set {isa} has no int8"):
+            ops.measure_peak("int8", 1, 0.01, n_bytes=0)
+    else:
+        assert 1e6 < ops.measure_peak("int8", 2, 0.01, n_bytes=0) < 1e16
+    with pytest.raises(gplfast.errors.ConfigError, match="kind is 'write'; use 'float32', 'int8' or 'read'"):
+        ops.measure_peak("write", 1, 0.01, n_bytes=0)
+
+
 def test_threads_follow_the_affinity():
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
     assert output(code + "from gplfast import ops; print(ops.info()['threads'])") == "1"
