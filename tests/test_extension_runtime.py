@@ -123,7 +123,7 @@ LONG_CALLS = {  # set-up, call, instruction set
     "dedup": (ROWS, "gplfast.dedup(rows, 0.9, threads=2)", "scalar"),
     "dedup-turns": (ROWS, "ops._core.dedup(rows, 0.9, 'ip', False, 'greedy', 2, block_rows=64)", "scalar"),
     "dedup-copies": (
-        "rows = np.random.default_rng(0).standard_normal((5_000_000, 2), dtype=np.float32)",
+        f"rows = np.random.default_rng(0).standard_normal(({500_000 if IS_SANITIZED else 5_000_000}, 2), dtype='f4')",
         "gplfast.dedup(rows, 1e30, metric='ip', threads=2)",
         "",
     ),
