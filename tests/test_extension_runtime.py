@@ -70,6 +70,18 @@ def test_unavailable_instruction_set(monkeypatch):
             call()
 
 
+@pytest.mark.skipif(IS_SANITIZED, reason="emulated tiles take 6 s as it is")
+def test_peaks_of_each_instruction_set(isa):
+    assert 1e6 < ops.measure_peak("float32", 2, 0.01, n_bytes=0) < 1e15
+    if isa in ("scalar", "avx2", "avx512"):
+        with pytest.raises(gplfast.errors.UnavailableError, match=f"instruction set {isa} has no int8"):
+            ops.measure_peak("int8", 1, 0.01, n_bytes=0)
+    else:
+        assert 1e6 < ops.measure_peak("int8", 2, 0.01, n_bytes=0) < 1e16
+    with pytest.raises(gplfast.errors.ConfigError, match="kind is 'write'; use 'float32', 'int8' or 'read'"):
+        ops.measure_peak("write", 1, 0.01, n_bytes=0)
+
+
 def test_threads_follow_the_affinity():
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
     assert output(code + "from gplfast import ops; print(ops.info()['threads'])") == "1"
@@ -111,7 +123,7 @@ LONG_CALLS = {  # set-up, call, instruction set
     "dedup": (ROWS, "gplfast.dedup(rows, 0.9, threads=2)", "scalar"),
     "dedup-turns": (ROWS, "ops._core.dedup(rows, 0.9, 'ip', False, 'greedy', 2, block_rows=64)", "scalar"),
     "dedup-copies": (
-        "rows = np.random.default_rng(0).standard_normal((5_000_000, 2), dtype=np.float32)",
+        f"rows = np.random.default_rng(0).standard_normal(({500_000 if IS_SANITIZED else 5_000_000}, 2), dtype='f4')",
         "gplfast.dedup(rows, 1e30, metric='ip', threads=2)",
         "",
     ),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import reference
@@ -95,6 +97,22 @@ def test_edge_dims(isa, dim):
     queries, docs = rows(rng, 17, dim, "normal"), rows(rng, 67, dim, "normal")
     for k in (1, 67, 72):
         assert_hits(gplfast.search(queries, docs, k), reference.search(queries, docs, k))
+
+
+@pytest.mark.parametrize("metric", ["ip", "cosine"])
+@pytest.mark.parametrize(("dim", "n"), [(384, 1100), (767, 90), (768, 300), (1024, 90), (1536, 90), (8192, 50)])
+def test_dims_of_embeddings(dim, n, metric):
+    rng = np.random.default_rng(dim)
+    queries, docs = rows(rng, 9, dim, "outliers"), rows(rng, n, dim, "outliers")
+    scores, ids = reference.search(queries, docs, n + 5, metric=metric)
+    try:
+        for isa in ["", *ISAS]:
+            _core.force_isa(isa)
+            for k, threads in zip([1, 2, 10, n // 2, n - 1, n, n + 5], itertools.cycle([1, 2, 3, 8])):
+                hits = gplfast.search(queries, docs, k, metric=metric, threads=threads)
+                assert_hits(hits, (scores[:, :k], ids[:, :k]), f"{isa} {k}")
+    finally:
+        _core.force_isa("")
 
 
 SPLITS = [(1, 0, 0), (2, 0, 0), (7, 0, 0), (1, 16, 20_000), (2, 64, 37), (7, 1, 1000)]  # threads, blocks

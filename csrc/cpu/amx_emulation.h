@@ -49,9 +49,14 @@ inline void emulated_loadconfig(const void* config) {
     }
 }
 
-inline void emulated_load(size_t t, const void* base, size_t stride) {
+inline void emulated_zero(size_t t) {
     EmulatedTile& tile = configured_tile(t);
     tile = {tile.rows, tile.row_bytes, {}};
+}
+
+inline void emulated_load(size_t t, const void* base, size_t stride) {
+    emulated_zero(t);
+    EmulatedTile& tile = emulated_tiles[t];
     for (size_t r = 0; r < tile.rows; ++r) {
         __builtin_memcpy(tile.bytes[r], static_cast<const uint8_t*>(base) + r * stride,
                          tile.row_bytes);
@@ -93,11 +98,13 @@ inline void emulated_dpbusd(size_t sums, size_t first, size_t second) {
 
 #undef _tile_loadconfig
 #undef _tile_release
+#undef _tile_zero
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbusd
 #define _tile_loadconfig(config) emulated_loadconfig(config)
 #define _tile_release() emulated_release()
+#define _tile_zero(tile) emulated_zero(tile)
 #define _tile_loadd(tile, base, stride) emulated_load(tile, base, stride)
 #define _tile_stored(tile, base, stride) emulated_store(tile, base, stride)
 #define _tile_dpbusd(sums, first, second) emulated_dpbusd(sums, first, second)

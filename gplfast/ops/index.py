@@ -81,8 +81,9 @@ class Index:
     def add(self, docs: Floats, *, threads: int | None = None) -> None:
         """Add documents behind those that are there.
 
-        The rows are not copied: the index keeps the array, which must not change any more. Packing takes dim + 16 bytes
-        a document. When this fails or is interrupted, nothing was added.
+        The rows are not copied: the index keeps the array, which must not change any more. Packing takes a byte an
+        element and at most 83 a document; where the instruction set has no integer scan there is none. When this fails
+        or is interrupted, nothing was added.
 
         Args:
             docs: (n_docs, dim) float32 or float16, C-contiguous. May be a memory map. All pieces have the same type.
@@ -116,7 +117,8 @@ class Index:
         """Find the exact k best documents of each query; see `gplfast.search` for order, ties and padding.
 
         An opened index whose files are larger than 1 GB reads them chunk by chunk, each byte once per pass over the
-        queries, and gives the memory back; a pass takes about 512 MB of candidates (8 k of 16 bytes a query).
+        queries, and gives the memory back; a pass takes about 512 MB of candidates (8 k of 16 bytes a query). Where the
+        instruction set has no integer scan, a pass is of at most 1,024 queries.
 
         Args:
             queries: (n_queries, dim) float32 or float16, C-contiguous.
