@@ -23,6 +23,7 @@ from gplfast.store.corpus import load_corpus, load_queries
 
 RESULT = Path(__file__).parent / "results" / "serving.json"
 OPERATIONS = ("generate", "score", "embed")
+LOWEST = {"generate": "int8", "score": "bf16", "embed": "bf16"}
 # Words of a passage, log-normal: with the queries pairs of about 102 tokens, 5 % above about 175.
 MEAN_WORDS, SPREAD, N_PASSAGES = 55, 0.45, 4000
 
@@ -50,18 +51,23 @@ def _write(path: Path, texts: list[str]) -> None:
 def runs(operation: str, args: argparse.Namespace) -> list[list[str]]:
     """Flags of `gplfast bench` for each checkpoint."""
     scifact = str(args.data / "scifact")
-    common = ["--repeats", str(args.repeats), "--precision", *args.precision]
+    common = ["--repeats", str(args.repeats)]
     made = random_models.make(args.work, args.data / "t5_tokenizer", args.models)
     if operation == "generate":
         flags = ["--corpus", scifact, "--passage-tokens", "128", "--passages", str(args.passages), *common]
-        return [["--model", name, *flags] for name in ("nano:generator", *_of(made, random_models.T5))]
+        real, shapes = ["nano:generator"], _of(made, random_models.T5)
     if operation == "score":
         corpus = str(short_corpus(Path(scifact), args.work / "short"))
         flags = ["--corpus", corpus, "--pairs", str(args.pairs), *common]
-        return [["--model", name, *flags] for name in ("nano:teacher", *_of(made, random_models.CROSS_ENCODERS))]
-    flags = ["--corpus", scifact, "--texts", str(args.texts), *common]
-    flags += ["--qrels", scifact] if args.quality else []
-    return [["--model", name, *flags] for name in (str(random_models.word_pieces()), "nano:student")]
+        real, shapes = ["nano:teacher"], _of(made, random_models.CROSS_ENCODERS)
+    else:
+        flags = ["--corpus", scifact, "--texts", str(args.texts), *common]
+        flags += ["--qrels", scifact] if args.quality else []
+        real, shapes = [str(random_models.word_pieces()), "nano:student"], []
+    # Of random weights the gates say nothing: their scores hardly differ, so the precision is asked for by name.
+    low = LOWEST[operation]
+    precisions = {**dict.fromkeys(real, args.precision), **dict.fromkeys(shapes, [low, "fp32"])}
+    return [["--model", name, *flags, "--precision", *precisions[name]] for name in (*real, *shapes)]
 
 
 def _of(made: dict[str, Path], kinds: dict[str, Any]) -> list[str]:
@@ -80,7 +86,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=512)
     parser.add_argument("--texts", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--precision", nargs="+", default=["auto", "fp32"], help="of gplfast, a row each")
+    parser.add_argument(
+        "--precision", nargs="+", default=["auto", "fp32"], help="of gplfast for real weights, a row each"
+    )
     parser.add_argument("--no-quality", dest="quality", action="store_false", help="no nDCG@10, which takes long")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
