@@ -66,8 +66,10 @@ def runs(operation: str, args: argparse.Namespace) -> list[list[str]]:
         real, shapes = [str(random_models.word_pieces()), "nano:student"], []
     # Of random weights the gates say nothing: their scores hardly differ, so the precision is asked for by name.
     low = LOWEST[operation]
-    precisions = {**dict.fromkeys(real, args.precision), **dict.fromkeys(shapes, [low, "fp32"])}
-    return [["--model", name, *flags, "--precision", *precisions[name]] for name in (*real, *shapes)]
+    return [
+        *(["--model", name, *flags, "--precision", *args.precision] for name in real),
+        *(["--model", name, *flags, "--precision", low, "fp32"] for name in shapes),
+    ]
 
 
 def _of(made: dict[str, Path], kinds: dict[str, Any]) -> list[str]:
