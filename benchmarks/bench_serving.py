@@ -56,7 +56,7 @@ def runs(operation: str, args: argparse.Namespace) -> list[list[str]]:
     if operation == "generate":
         flags = ["--corpus", scifact, "--passage-tokens", "128", "--passages", str(args.passages), *common]
         real, shapes = ["nano:generator"], _of(made, random_models.T5)
-    if operation == "score":
+    elif operation == "score":
         corpus = str(short_corpus(Path(scifact), args.work / "short"))
         flags = ["--corpus", corpus, "--pairs", str(args.pairs), *common]
         real, shapes = ["nano:teacher"], _of(made, random_models.CROSS_ENCODERS)
