@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 
-# Rows decoded at a time. Measured with t5-small of integers on 2 cores: 12 rows give 4,000 tokens/s, 48 give 5,800 and
-# 96 give 6,500 (research/serving.md, section 2, finds the same shape). With the nano generator, 64 to 256 rows, refills
-# at 6 to 25 % and shrinking at 20 to 50 % differ by less than 10 % of CPU time.
-MAX_ROWS = 128
+# Rows decoded at a time. Measured with integers on 2 cores, 144 passages of 128 tokens, 3 samples: t5-small takes 4.3 s
+# with 128 rows and 3.2 s with 256, the nano generator (320 passages) 1.5 s and 1.3 s.
+MAX_ROWS = 256
 # What the passages in the batch may take: t5-base needs 9.4 MB for one of 128 tokens.
 MAX_PASSAGE_BYTES = 1 << 30
 # Passages stay until their last sample has ended: more of them are in the batch than its rows divided by the samples.
 _PASSAGES_PER_FULL_ONE = 1.25
-# Passages are taken in when this share of the rows is free: each time costs a run of the encoder.
-_REFILL_SHARE = 0.125
+# Passages are taken in when this share of the rows is free: each time costs a run of the encoder, over the fewer
+# passages the less efficient.
+_REFILL_SHARE = 0.25
 # The front of the cache is cut off when so many positions of it are of no row: cutting copies the rest.
 _TRIM_POSITIONS = 8
 # With nothing left to take in, rows are dropped once this share is free.
@@ -71,7 +71,11 @@ class Shape:
 
 
 class _Passages:
-    """Places for passages: their mask and cross-attention arrays, each at its own index."""
+    """Places for passages: their mask and cross-attention arrays, each at its own index.
+
+    The graph sees the places up to the last one in use, a view: places that are free in between cost attention to
+    nothing, and are closed by moving the last passages into them.
+    """
 
     def __init__(self, n_places: int, n_tokens: int, shape: Shape) -> None:
         self.mask = np.zeros((n_places, n_tokens), np.int32)
@@ -98,15 +102,33 @@ class _Passages:
         self.to_start[places] = n_samples
         self.running[places] = 0
 
-    def take(self, places: Array, n_places: int, n_tokens: int, shape: Shape) -> _Passages:
-        """A copy of some places, in their order, with room for `n_places` and `n_tokens`."""
-        copy = _Passages(n_places, n_tokens, shape)
-        n = len(places)
-        copy.mask[:n] = self.mask[places, :n_tokens]
+    @property
+    def n_used(self) -> int:
+        """Places up to the last one in use."""
+        used = np.flatnonzero(self.number >= 0)
+        return int(used[-1]) + 1 if len(used) else 0
+
+    def close_gaps(self) -> Array:
+        """Move passages from the end into free places before them; the new place of each place."""
+        moved = np.arange(len(self.number))
+        used = np.flatnonzero(self.number >= 0)
+        free = self.free()
+        for new, old in zip(free[free < len(used)], used[used >= len(used)], strict=True):
+            arrays: list[Array] = [self.mask, *self.cross, self.to_start, self.running, self.number]
+            for array in arrays:
+                array[new] = array[old]
+            self.number[old] = -1
+            moved[old] = new
+        return moved
+
+    def narrowed(self, n_tokens: int, shape: Shape) -> _Passages:
+        """A copy with room for fewer tokens."""
+        copy = _Passages(len(self.number), n_tokens, shape)
+        used = np.flatnonzero(self.number >= 0)
+        copy.mask[used] = self.mask[used, :n_tokens]
         for new, old in zip(copy.cross, self.cross, strict=True):
-            new[:n] = old[places, :, :n_tokens]
-        for name in ("number", "to_start", "running"):
-            getattr(copy, name)[:n] = getattr(self, name)[places]
+            new[used] = old[used, :, :n_tokens]
+        copy.number, copy.to_start, copy.running = self.number, self.to_start, self.running
         return copy
 
 
@@ -170,7 +192,7 @@ class Decoding:
             n_free = len(self._alive) - int(self._alive.sum())
             if self._has_more() and n_free >= max(1, int(_REFILL_SHARE * len(self._alive))):
                 self._fill()
-            elif not self._has_more() and n_free >= _SHRINK_SHARE * len(self._alive):
+            elif not self._has_more() and _SHRINK_SHARE * len(self._alive) <= n_free < len(self._alive):
                 self._shrink()
 
     def _use_less_memory(self, error: Exception) -> None:
@@ -228,29 +250,19 @@ class Decoding:
         live = np.flatnonzero(self._passages.number >= 0)
         needed = max([len(self._ids[numbers[0]]), self._longest(live)])
         if needed <= 0.75 * self._passages.n_tokens:  # they come in order of length: attention to padding is wasted
-            self._move(live, len(self._passages.number), needed)
-            places = self._passages.free()[: len(numbers)]
+            self._passages = self._passages.narrowed(needed, self._shape)
         self._passages.put(places, numbers, self._n_samples, *self._encode([self._ids[i] for i in numbers]))
 
     def _longest(self, places: Array) -> int:
         return max((len(self._ids[i]) for i in self._passages.number[places]), default=1)
 
-    def _move(self, live: Array, n_places: int, n_tokens: int) -> None:
-        """Bring the passages that are still needed to smaller arrays."""
-        new_place = np.zeros(len(self._passages.number), np.int64)
-        new_place[live] = np.arange(len(live))
-        self._passages = self._passages.take(live, n_places, n_tokens, self._shape)
-        self._place = new_place[self._place]
-
     def _shrink(self) -> None:
-        """Drop free rows, and passages without a row."""
+        """Drop free rows, and places without a passage."""
         kept = np.flatnonzero(self._alive)
         for name in ("_place", "_sample", "_age", "_alive", "_tokens", "_noise", "_written"):
             setattr(self, name, getattr(self, name)[kept])
         self._past = [values[kept] for values in self._past]
-        live = np.flatnonzero(self._passages.number >= 0)
-        if len(live):
-            self._move(live, len(live), self._longest(live))
+        self._place = self._passages.close_gaps()[self._place]
         self._group()
 
     def _group(self) -> None:
@@ -258,14 +270,17 @@ class Decoding:
         rows = np.flatnonzero(self._alive)
         rows = rows[np.argsort(self._place[rows], kind="stable")]
         places = self._place[rows]
-        counts = np.bincount(places, minlength=len(self._passages.number))
+        n_used = self._passages.n_used
+        counts = np.bincount(places, minlength=n_used)
         within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         slots = np.zeros((len(counts), max(int(counts.max()), 1)), np.int32)
         slots[places, within] = rows
         row_slots = np.zeros(len(self._alive), np.int32)
         row_slots[rows] = places * slots.shape[1] + within
-        cross = zip(self._shape.cross_inputs, self._passages.cross, strict=True)
-        self._feed = {"attention_mask": self._passages.mask, "slots": slots, "row_slots": row_slots, **dict(cross)}
+        cross = {
+            name: values[:n_used] for name, values in zip(self._shape.cross_inputs, self._passages.cross, strict=True)
+        }
+        self._feed = {"attention_mask": self._passages.mask[:n_used], "slots": slots, "row_slots": row_slots, **cross}
 
     def _step(self) -> None:
         """The next token of every row."""
