@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from gplfast.errors import ArtifactError, GplfastError
+from gplfast.errors import ArtifactError, GplfastError, ModelError
 from gplfast.store.atomic import read_json, write_json
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ class Choice:
     Attributes:
         runtime: name of the runtime.
         why: "the only one", "calibrated" or "asked for".
-        trials: of each runtime that was tried: "seconds" for the sample, the gate's figures, "passed", or "error".
+        trials: of each runtime that was tried: "seconds" for the sample, or "error"; and the gate's figures and
+            "passed" of those that were fast enough to be asked for them.
         n_items: how many items the sample had.
     """
 
@@ -121,26 +122,32 @@ class Calibration(Generic[Found, Model, Result]):
         return self.start(runtime), choice
 
     def _tried(self, found: Sequence[Found], reference: Found, *, gated: bool) -> Choice:
+        """The gate is asked from the fastest on, until one passes: it may take longer than the trial."""
         model = self.start(reference)
         items = self._sample(model)
         expected, seconds = self._timed(model, items)
-        trials: dict[str, dict[str, Any]] = {str(reference): {"seconds": seconds, "passed": True}}
         del model
+        trials: dict[str, dict[str, Any]] = {str(reference): {"seconds": seconds, "passed": True}}
+        results: dict[str, Result] = {}
         for runtime in found:
             if runtime != reference:
-                trials[str(runtime)] = self._trial(runtime, items, expected)
-        allowed = [str(one) for one in found if trials[str(one)].get("passed", False) or not gated]
-        able = [name for name in allowed if "seconds" in trials[name]] or [str(reference)]
-        fastest = min(able, key=lambda name: float(trials[name]["seconds"]))
-        return Choice(fastest, "calibrated" if gated else "asked for", trials, len(items))
+                trials[str(runtime)], made = self._trial(runtime, items)
+                results.update({} if made is None else {str(runtime): made})
+        names = [str(one) for one in found]
+        for name in sorted((name for name in names if "seconds" in trials[name]), key=lambda n: trials[n]["seconds"]):
+            if name in results:
+                figures, passed = self.gate(expected, results[name])
+                trials[name] |= {**figures, "passed": passed}
+            if trials[name]["passed"] or not gated:
+                return Choice(name, "calibrated" if gated else "asked for", trials, len(items))
+        raise ModelError(f"{self.kind}: none of {', '.join(names)} serves it: {trials}")
 
-    def _trial(self, runtime: Found, items: Sequence[Item], expected: Result) -> dict[str, Any]:
+    def _trial(self, runtime: Found, items: Sequence[Item]) -> tuple[dict[str, Any], Result | None]:
         try:
             result, seconds = self._timed(self.start(runtime), items)
         except GplfastError as error:  # a node this provider does not know, say: the others still serve
-            return {"error": str(error), "passed": False}
-        figures, passed = self.gate(expected, result)
-        return {"seconds": seconds, **figures, "passed": passed}
+            return {"error": str(error), "passed": False}, None
+        return {"seconds": seconds}, result
 
     def _sample(self, model: Model) -> list[Item]:
         """As many items as the model does in SAMPLE_SECONDS."""

@@ -238,8 +238,8 @@ def test_the_fastest_that_passes_is_taken_once(trials, monkeypatch, tmp_path):
     found = ["exact", "fast", "low", "bad", "broken"]
     model, choice = trial.choose(found, "exact", tmp_path, 2, gated=True)
     assert (model, choice.runtime, choice.why) == ("low", "low", "calibrated")
-    assert {name: one["passed"] for name, one in choice.trials.items()} == {
-        "exact": True, "fast": True, "low": True, "bad": False, "broken": False,
+    assert {name: one.get("passed") for name, one in choice.trials.items()} == {
+        "exact": True, "fast": None, "low": True, "bad": False, "broken": False,
     }  # fmt: skip
     assert choice.trials["bad"]["ratio"] == 0.5
     assert "a node that is not known" in choice.trials["broken"]["error"]
@@ -257,6 +257,13 @@ def test_what_was_asked_for_by_name_passes_no_gate(trials, monkeypatch, tmp_path
     trials.started.clear()
     assert trial.choose(["bad"], "exact", tmp_path, 2, gated=False)[1].why == "asked for"
     assert trials.started == ["bad"], "one candidate needs no trial"
+
+
+def test_what_none_can_serve_is_an_error(trials, monkeypatch, tmp_path):
+    trial = trials.calibration(monkeypatch)
+    trials.seconds["other"], trials.quality["other"] = 0.001, 0.1
+    with pytest.raises(ModelError, match=r"kind: none of broken, other serves it.*a node that is not known"):
+        trial.choose(["broken", "other"], "exact", tmp_path, 2, gated=True)
 
 
 def test_none_that_passes_leaves_the_reference(trials, monkeypatch, tmp_path):
@@ -322,7 +329,9 @@ def test_the_sample_is_bundled_and_whole():
 
 
 @pytest.mark.usefixtures("free_choice")
-def test_models_are_tried_once_and_say_what_they_run_on(encoders, t5s, tmp_path, caplog):
+def test_models_are_tried_once_and_say_what_they_run_on(encoders, t5s, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(calibration, "FEWEST_ITEMS", 4)
+    monkeypatch.setattr(calibration, "MOST_ITEMS", 8)
     monkey = {"cache_dir": tmp_path, "threads": 1}
     with caplog.at_level("INFO"):
         encoder = BiEncoder.open(encoders("bert"), **monkey)
