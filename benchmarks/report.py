@@ -163,10 +163,14 @@ def serving(result: dict[str, Any]) -> str:
                     f"{other} {found['median_seconds'] / made['median_seconds']:.1f}{_quality_of(found)}"
                     for other, found in others.items()
                 )
-                model = Path(row["shape"]["model"]).name
+                folder = Path(row["shape"]["model"])
+                model = (folder.parent if folder.name == "model" else folder).name
                 lines.append(f"| {model} | {name} | {_rate(made)} | {_quality(made)} | {times} |")
     made_by = next(result[operation] for operation in ("generate", "score", "embed") if operation in result)
     return "\n".join([*lines, "", f"{made_by['threads']} threads. {made_on(made_by['machine'])}"])
+
+
+_PEAK = "gemm bfloat16"  # the most that networks reach here, in whatever precision a row is
 
 
 def _rate(made: dict[str, Any]) -> str:
@@ -176,7 +180,7 @@ def _rate(made: dict[str, Any]) -> str:
             f"({made['query_tokens']:.1f} a query)"
         )
     unit = "pairs" if "pairs_per_second" in made else "texts"
-    shares = [f"{100 * share:.0f} % of {kind}" for kind, share in made["share_of_peak"].items()]
+    shares = [f"{100 * share:.0f} % of {kind}" for kind, share in made["share_of_peak"].items() if kind == _PEAK]
     return (
         f"{made[f'{unit}_per_second']:.0f} {unit}/s ({', '.join(shares)})"
         if shares
