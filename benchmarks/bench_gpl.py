@@ -210,7 +210,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("seconds")
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="upper right")
     place, counts = result["machine"], result["counts"]
     axes.set_title(
         f"{counts['passages']} passages of SciFact, {result['threads']} threads of {place['cpu']}", fontsize=9
