@@ -15,6 +15,7 @@ from gplfast.bench.checkpoints import FP32, system_name
 from gplfast.bench.harness import Peer, PeerError, System
 from gplfast.models.batching import mask_of, pad
 from gplfast.models.export.t5 import T5
+from gplfast.models.query_generator import special_tokens
 from gplfast.models.sampling import Sampling
 from gplfast.models.tokenization import Tokenizer
 
@@ -68,11 +69,9 @@ class Problem:
 
     @property
     def special(self) -> tuple[int, int]:
-        """Ids of padding and of the end; generation_config.json goes before config.json."""
-        checkpoint = self.served.checkpoint
-        settings = {**checkpoint.config, **checkpoint.optional("generation_config.json", network=True)}
-        end = settings.get("eos_token_id", 1)
-        return int(settings.get("pad_token_id") or 0), int(end[0] if isinstance(end, list) else end)
+        """Ids of padding and of the end."""
+        found = special_tokens(self.served.checkpoint)
+        return found.pad, found.end[0]
 
     @property
     def greedy(self) -> Problem:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gplfast.errors import ConfigError, ModelError
+from gplfast.models.sampling import softmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,12 +118,6 @@ def chosen_activation(asked: str, configured: Callable[[], str], n_labels: int) 
     return configured() if asked == "default" else asked
 
 
-def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    powers: npt.NDArray[np.float64] = np.exp(logits - logits.max(axis=1, keepdims=True))
-    powers /= powers.sum(axis=1, keepdims=True)
-    return powers
-
-
 def _sigmoid(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     probabilities: npt.NDArray[np.float64] = 1 / (1 + np.exp(-logits))
     return probabilities
@@ -131,6 +126,6 @@ def _sigmoid(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 _FUNCTIONS: dict[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {
     "identity": lambda logits: logits,
     "sigmoid": _sigmoid,
-    "softmax": _softmax,
+    "softmax": softmax,
     "tanh": np.tanh,
 }

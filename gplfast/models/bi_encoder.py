@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Literal
 
 from gplfast.errors import ConfigError, ModelError
 from gplfast.models import calibration
 from gplfast.models.batching import Progress, Rows, Values, Work, map_unique
-from gplfast.models.cache import cache_root, cached_folder
+from gplfast.models.cache import cache_root
 from gplfast.models.checkpoint import Checkpoint
 from gplfast.models.cross_encoder import encoder_feed, vocabulary_rows
 from gplfast.models.export.encoder import architecture, max_positions, padding_id
 from gplfast.models.export.sentence import bi_encoder_graph
 from gplfast.models.resolve import resolve
-from gplfast.models.runtime import AUTO, REFERENCE, AnySession, Runtime, candidates, open_session
-from gplfast.models.session import default_threads
+from gplfast.models.runtime import AUTO, REFERENCE, AnySession, Runtime, candidates, is_open, open_exported
 from gplfast.models.tokenization import Encoded, Tokenizer, max_length
 
 if TYPE_CHECKING:
@@ -85,19 +85,16 @@ class BiEncoder:
         root = cache_root(cache_dir) / checkpoint.fingerprint
 
         def start(runtime: Runtime) -> BiEncoder:
-            int8 = runtime.precision == "int8"
-            target = root / f"bi-encoder-v{_GRAPH_VERSION}{suffix}{'-int8' * int8}"
-            folder = cached_folder(target, lambda work: _export(checkpoint, work, pooling, int8=int8))
-            session = open_session(folder / "model.onnx", runtime, threads)
+            graphs = root / f"bi-encoder-v{_GRAPH_VERSION}{suffix}"
+            session = open_exported(
+                graphs, "model.onnx", functools.partial(_export, checkpoint, pooling), runtime, threads
+            )
             dim, cut = _kept_columns(truncate_dim, session.output_dim("embedding"), checkpoint)
             return cls(checkpoint, session, tokenizer, dim, checkpoint.fingerprint + suffix + cut + runtime.suffix)
 
         trial = calibration.Calibration("bi-encoder", start, _embed_items, calibration.overlap_gate)
         found = candidates(provider, precision)
-        n_threads = threads or default_threads()
-        model, choice = trial.choose(found, REFERENCE, root, n_threads, gated=precision == AUTO)
-        model.choice = choice
-        return model
+        return trial.open(found, REFERENCE, root, threads, gated=is_open(precision))
 
     def encode(
         self,
@@ -179,6 +176,6 @@ def _embed_items(model: BiEncoder, items: Sequence[calibration.Item]) -> tuple[A
     return model.encode(queries, kind="query"), model.encode(passages)
 
 
-def _export(checkpoint: Checkpoint, folder: Path, pooling: str, *, int8: bool) -> None:
+def _export(checkpoint: Checkpoint, pooling: str, folder: Path, *, int8: bool) -> None:
     graph, _ = bi_encoder_graph(checkpoint, pooling, int8=int8)
     graph.save(folder / "model.onnx")

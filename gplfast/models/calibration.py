@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from gplfast.errors import ArtifactError, GplfastError, ModelError
+from gplfast.models.session import default_threads
 from gplfast.store.atomic import read_json, write_json
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ MIN_SPEARMAN = 0.999
 # Of a generator: how far the teacher's mean score of its queries may be from that of float32's.
 MAX_SCORE_CHANGE = 0.01
 
-Model = TypeVar("Model")
 Result = TypeVar("Result")
 Gate = dict[str, float]
 
@@ -49,6 +49,12 @@ class Item(NamedTuple):
     passage: str
 
 
+class Tried(Protocol):
+    """A model that says what it runs on."""
+
+    choice: Choice
+
+
 class Named(Protocol):
     """A runtime, or several for the parts of a model."""
 
@@ -57,6 +63,7 @@ class Named(Protocol):
 
 
 Found = TypeVar("Found", bound=Named)
+Model = TypeVar("Model", bound=Tried)
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,14 @@ class Calibration(Generic[Found, Model, Result]):
     start: Callable[[Found], Model]
     run: Callable[[Model, Sequence[Item]], Result]
     gate: Callable[[Result, Result], tuple[Gate, bool]]
+
+    def open(
+        self, found: Sequence[Found], reference: Found, folder: Path, threads: int | None, *, gated: bool
+    ) -> Model:
+        """The model on what `choose` chooses, which it keeps as `choice`; threads None: as many as there are."""
+        model, choice = self.choose(found, reference, folder, threads or default_threads(), gated=gated)
+        model.choice = choice
+        return model
 
     def choose(
         self, found: Sequence[Found], reference: Found, folder: Path, threads: int, *, gated: bool

@@ -11,12 +11,11 @@ from gplfast.errors import ModelError, ShapeError
 from gplfast.models import calibration
 from gplfast.models.activation import activate, chosen_activation, configured_activation, label_index, saved_settings
 from gplfast.models.batching import Progress, Rows, Values, Work, map_unique, mask_of, pad
-from gplfast.models.cache import cache_root, cached_folder
+from gplfast.models.cache import cache_root
 from gplfast.models.checkpoint import Checkpoint
 from gplfast.models.export.encoder import cross_encoder_graph, max_positions, n_labels, padding_id
 from gplfast.models.resolve import resolve
-from gplfast.models.runtime import AUTO, REFERENCE, AnySession, Runtime, candidates, open_session
-from gplfast.models.session import default_threads
+from gplfast.models.runtime import AUTO, REFERENCE, AnySession, Runtime, candidates, is_open, open_exported
 from gplfast.models.tokenization import Encoded, Tokenizer, max_length
 
 if TYPE_CHECKING:
@@ -82,18 +81,13 @@ class CrossEncoder:
         root = cache_root(cache_dir) / checkpoint.fingerprint
 
         def start(runtime: Runtime) -> CrossEncoder:
-            int8 = runtime.precision == "int8"
-            target = root / f"cross-encoder-v{_GRAPH_VERSION}{'-int8' * int8}"
-            folder = cached_folder(target, lambda work: _export(checkpoint, work, int8=int8))
-            session = open_session(folder / "model.onnx", runtime, threads)
+            graphs = root / f"cross-encoder-v{_GRAPH_VERSION}"
+            session = open_exported(graphs, "model.onnx", functools.partial(_export, checkpoint), runtime, threads)
             return cls(checkpoint, session, tokenizer, checkpoint.fingerprint + runtime.suffix, index)
 
         trial = calibration.Calibration("cross-encoder", start, _score_items, calibration.rank_gate)
         found = candidates(provider, precision)
-        n_threads = threads or default_threads()
-        model, choice = trial.choose(found, REFERENCE, root, n_threads, gated=precision == AUTO)
-        model.choice = choice
-        return model
+        return trial.open(found, REFERENCE, root, threads, gated=is_open(precision))
 
     def score(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,14 +11,23 @@ import numpy as np
 from gplfast.errors import ConfigError, ShapeError
 from gplfast.models import calibration
 from gplfast.models.batching import Progress, chunks, mask_of, pad
-from gplfast.models.cache import cache_root, cached_folder
+from gplfast.models.cache import cache_root
 from gplfast.models.checkpoint import Checkpoint
 from gplfast.models.decoding import Decoding, Shape
 from gplfast.models.export.t5 import T5, t5_decoder_graph, t5_encoder_graph
 from gplfast.models.resolve import resolve
-from gplfast.models.runtime import AUTO, REFERENCE, AnySession, Runtime, available, candidates, open_session, resolved
+from gplfast.models.runtime import (
+    AUTO,
+    REFERENCE,
+    AnySession,
+    Runtime,
+    available,
+    candidates,
+    is_open,
+    open_exported,
+    resolved,
+)
 from gplfast.models.sampling import Sampling, uniforms
-from gplfast.models.session import default_threads
 from gplfast.models.tokenization import Tokenizer, max_length
 
 if TYPE_CHECKING:
@@ -49,7 +59,9 @@ class Runtimes:
 
 
 @dataclass(frozen=True)
-class _Special:
+class SpecialTokens:
+    """Ids that a T5 begins, pads and ends with."""
+
     start: int
     pad: int
     end: tuple[int, ...]
@@ -65,7 +77,7 @@ class QueryGenerator:
         t5 = T5(checkpoint)
         self.fingerprint = checkpoint.fingerprint
         self.max_input_tokens = max_length(checkpoint, None) or _DEFAULT_MAX_INPUT_TOKENS
-        self._special = _special(checkpoint)
+        self._special = special_tokens(checkpoint)
         self._encoder, self._decoder, self._tokenizer = encoder, decoder, tokenizer
         cache = [f"{part}_{i}" for i in range(t5.n_decoder_layers) for part in ("key", "value")]
         self._shape = Shape(
@@ -107,15 +119,13 @@ class QueryGenerator:
         """
         checkpoint = Checkpoint(resolve(name_or_path, cache_dir=cache_dir))
         t5 = T5(checkpoint)
-        end = _special(checkpoint).end[0]
+        end = special_tokens(checkpoint).end[0]
         tokenizer = Tokenizer(checkpoint, vocabulary_rows=t5.input_rows, end_id=end)
         root = cache_root(cache_dir) / checkpoint.fingerprint
 
         def part(name: str, runtime: Runtime) -> AnySession:
-            int8 = runtime.precision == "int8"
-            target = root / f"query-generator-v{_GRAPH_VERSION}{'-int8' * int8}"
-            folder = cached_folder(target, lambda work: _export(t5, work, int8=int8))
-            return open_session(folder / f"{name}.onnx", runtime, threads)
+            graphs = root / f"query-generator-v{_GRAPH_VERSION}"
+            return open_exported(graphs, f"{name}.onnx", functools.partial(_export, t5), runtime, threads)
 
         def start(runtimes: Runtimes) -> QueryGenerator:
             model = cls(checkpoint, part("encoder", runtimes.encoder), part("decoder", runtimes.decoder), tokenizer)
@@ -123,12 +133,8 @@ class QueryGenerator:
             return model
 
         trial = calibration.Calibration("query-generator", start, _generate_for_items, QueryGate(threads, cache_dir))
-        found = runtimes(provider, precision)
         reference = Runtimes(REFERENCE, REFERENCE)
-        n_threads = threads or default_threads()
-        model, choice = trial.choose(found, reference, root, n_threads, gated=precision == AUTO)
-        model.choice = choice
-        return model
+        return trial.open(runtimes(provider, precision), reference, root, threads, gated=is_open(precision))
 
     def generate(
         self,
@@ -247,14 +253,14 @@ def _check(
             raise ConfigError(message)
 
 
-def _special(checkpoint: Checkpoint) -> _Special:
+def special_tokens(checkpoint: Checkpoint) -> SpecialTokens:
     """Ids of the start, padding and end; generation_config.json goes before config.json, as in transformers."""
     settings = {**checkpoint.config, **checkpoint.optional("generation_config.json", network=True)}
     pad_id = int(settings.get("pad_token_id") or 0)
     start = settings.get("decoder_start_token_id")
     end = settings.get("eos_token_id", 1)
     ends = tuple(int(token) for token in end) if isinstance(end, list) else (int(1 if end is None else end),)
-    return _Special(pad_id if start is None else int(start), pad_id, ends)
+    return SpecialTokens(pad_id if start is None else int(start), pad_id, ends)
 
 
 def runtimes(provider: str, precision: str) -> list[Runtimes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gplfast import ops
 from gplfast.errors import ConfigError, MissingExtraError, UnavailableError
+from gplfast.models.cache import cached_folder
 from gplfast.models.session import PROVIDERS as ORT_PROVIDERS
 from gplfast.models.session import Session, import_onnxruntime
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -76,6 +78,27 @@ def open_session(path: Path, runtime: Runtime, threads: int | None = None) -> An
     return Session(path, threads=threads, provider=runtime.provider)
 
 
+def open_exported(
+    folder: Path, name: str, export: Callable[..., None], runtime: Runtime, threads: int | None
+) -> AnySession:
+    """Load a graph of a model's exported ones, exporting them when they are not there.
+
+    Args:
+        folder: where those of float32 belong; those of integers lie beside it.
+        name: of the graph's file in it.
+        export: called with (an empty folder, int8=whether of integers), to fill it.
+        runtime: what it runs on.
+        threads: None takes every CPU this process may use.
+
+    Raises:
+        ArtifactError: the cache cannot be written.
+        MissingExtraError, ModelError, UnavailableError: see `open_session`.
+    """
+    int8 = runtime.precision == "int8"
+    target = folder.with_name(f"{folder.name}-int8") if int8 else folder
+    return open_session(cached_folder(target, functools.partial(export, int8=int8)) / name, runtime, threads)
+
+
 def available() -> list[Runtime]:
     """Every runtime this machine computes in natively, the reference first.
 
@@ -100,6 +123,11 @@ def resolved(provider: str, precision: str) -> tuple[str, str]:
         os.environ.get("GPLFAST_PROVIDER", AUTO) if provider == AUTO else provider,
         os.environ.get("GPLFAST_PRECISION", AUTO) if precision == AUTO else precision,
     )
+
+
+def is_open(precision: str) -> bool:
+    """Whether no precision was asked for by name, in the call or the environment."""
+    return resolved(AUTO, precision)[1] == AUTO
 
 
 def candidates(provider: str = AUTO, precision: str = AUTO) -> list[Runtime]:

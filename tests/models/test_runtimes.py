@@ -14,7 +14,7 @@ from gplfast.models import BiEncoder, CrossEncoder, QueryGenerator, Sampling, ca
 from gplfast.models.calibration import Calibration, Item, overlap_gate, rank_gate
 from gplfast.models.export.graph import Graph, quantized
 from gplfast.models.query_generator import Queries, QueryGate, Runtimes, runtimes
-from gplfast.models.runtime import REFERENCE, Runtime, available, candidates, open_session
+from gplfast.models.runtime import REFERENCE, Runtime, available, candidates, is_open, open_session
 
 pytest.importorskip("onnxruntime", reason="graphs run on onnxruntime")
 
@@ -42,6 +42,8 @@ def test_candidates_are_those_that_the_choice_leaves():
     here = available()
     assert here[0] == REFERENCE
     assert candidates() == here
+    assert is_open("auto")
+    assert not is_open("fp32")
     assert candidates("cpu", "fp32") == [REFERENCE]
     assert all(one.precision == "fp32" for one in candidates(precision="fp32"))
     assert all(one.provider == "cpu" for one in candidates("cpu"))
@@ -54,6 +56,7 @@ def test_the_environment_fills_what_is_left_open(monkeypatch):
     assert candidates() == [REFERENCE]
     if HAS_INT8:
         assert candidates(precision="int8") == [INT8]
+    assert not is_open("auto")
     monkeypatch.setenv("GPLFAST_PRECISION", "fp64")
     with pytest.raises(ConfigError, match="precision is 'fp64' but must be auto or one of bf16, fp32, int8"):
         candidates()
