@@ -277,7 +277,7 @@ def runtimes(provider: str, precision: str) -> list[Runtimes]:
     int8 = Runtime("cpu", "int8")
     found = [Runtimes(one, one if one.provider == "cuda" else REFERENCE) for one in encoders if one != int8]
     if precision in {AUTO, "int8"} and int8 in encoders:
-        lower = (one for one in available() if one.precision != "fp32" and provider in {AUTO, one.provider})
+        lower = (one for one in available(provider) if one.precision != "fp32" and provider in {AUTO, one.provider})
         found += [Runtimes(one, int8) for one in lower]
     return found
 

@@ -99,8 +99,8 @@ def open_exported(
     return open_session(cached_folder(target, functools.partial(export, int8=int8)) / name, runtime, threads)
 
 
-def available() -> list[Runtime]:
-    """Every runtime this machine computes in natively, the reference first.
+def available(provider: str = AUTO) -> list[Runtime]:
+    """Every runtime this machine computes in natively, the reference first; OpenVINO is not asked for another provider.
 
     int8 only with VNNI or AMX: without, ONNX Runtime's 8-bit products saturate. bf16 only where OpenVINO says that the
     processor multiplies in it.
@@ -108,8 +108,8 @@ def available() -> list[Runtime]:
     found = [REFERENCE]
     if ORT_PROVIDERS["cuda"] in import_onnxruntime().get_available_providers():
         found.append(Runtime("cuda", "fp32"))
-    if importlib.util.find_spec("openvino") is not None:
-        from gplfast.models.openvino_session import precisions
+    if provider in {AUTO, "openvino"} and importlib.util.find_spec("openvino") is not None:
+        from gplfast.models.openvino_session import precisions  # loading it takes most of a second
 
         found += [Runtime("openvino", precision) for precision in precisions()]
     if any("int8" in isa or "vnni" in isa for isa in ops.available_isas()):
@@ -150,7 +150,7 @@ def candidates(provider: str = AUTO, precision: str = AUTO) -> list[Runtime]:
             f"models: provider {provider} computes in {' or '.join(PRECISIONS[provider])} but precision is "
             f"{precision!r}; leave one of them at auto"
         )
-    here = available()
+    here = available(provider)
     left = [
         runtime for runtime in here if provider in {AUTO, runtime.provider} and precision in {AUTO, runtime.precision}
     ]

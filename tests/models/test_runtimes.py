@@ -79,7 +79,7 @@ def test_what_is_no_choice_is_refused(provider, precision, error, words):
 
 @pytest.mark.usefixtures("free_choice")
 def test_what_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr(runtime, "available", lambda: [REFERENCE])
+    monkeypatch.setattr(runtime, "available", lambda *_: [REFERENCE])
     monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
     for choice in (("openvino", "auto"), ("auto", "bf16")):
         with pytest.raises(MissingExtraError, match=r"needs openvino, which is not installed.*gplfast\[openvino\]"):
@@ -94,7 +94,7 @@ def test_what_is_not_installed_is_named(monkeypatch):
 def test_a_generator_decodes_on_onnxruntime(monkeypatch):
     bf16, ov = Runtime("openvino", "bf16"), Runtime("openvino", "fp32")
     for module in (runtime, query_generator):
-        monkeypatch.setattr(module, "available", lambda: [REFERENCE, ov, bf16, INT8])
+        monkeypatch.setattr(module, "available", lambda *_: [REFERENCE, ov, bf16, INT8])
     names = [str(one) for one in runtimes("auto", "auto")]
     assert names == [
         "cpu-fp32", "openvino-fp32+cpu-fp32", "openvino-bf16+cpu-fp32", "openvino-bf16+cpu-int8", "cpu-int8",
@@ -106,7 +106,7 @@ def test_a_generator_decodes_on_onnxruntime(monkeypatch):
     assert Runtimes(bf16, INT8).suffix == "-openvino-bf16+cpu-int8"
     cuda = Runtime("cuda", "fp32")
     for module in (runtime, query_generator):
-        monkeypatch.setattr(module, "available", lambda: [REFERENCE, cuda, INT8])
+        monkeypatch.setattr(module, "available", lambda *_: [REFERENCE, cuda, INT8])
     assert [str(one) for one in runtimes("auto", "auto")] == ["cpu-fp32", "cuda-fp32", "cpu-int8"]
     assert runtimes("cuda", "auto") == [Runtimes(cuda, cuda)]
 
@@ -355,6 +355,15 @@ def test_models_are_tried_once_and_say_what_they_run_on(encoders, t5s, tmp_path,
         with caplog.at_level("INFO"):
             assert BiEncoder.open(encoders("bert"), **monkey).choice == encoder.choice
         assert "on a sample" not in caplog.text
+
+
+def test_a_model_on_another_provider_does_not_load_openvino():
+    import subprocess
+
+    code = (
+        "import sys; from gplfast.models.runtime import candidates; candidates('cpu'); print('openvino' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_importing_gplfast_loads_no_provider():
