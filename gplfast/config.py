@@ -9,146 +9,111 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gplfast.errors import ConfigError
 from gplfast.preset_settings import AUTO, PRESETS
+from gplfast.settings import Checked, coerce, field_types, setting
 from gplfast.settings_file import read_settings_file
 
 _PROVIDERS, _PRECISIONS = ("auto", "cpu", "openvino", "cuda"), ("auto", "fp32", "bf16", "int8")
 _ACTIVATIONS = ("identity", "sigmoid", "softmax", "default")
 
 
-def _setting(
-    default: Any,
-    text: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-    output: bool = True,
-) -> Any:
-    """A dataclass field with its help and limits; without `output` it makes nothing stale.
-
-    Such a setting changes nothing that counts: no bytes, or (batch sizes) only the last bits of floats.
-    """
-    metadata = {"help": text, "low": low, "high": high, "choices": choices, "output": output}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-class _Checked:
-    """Base of the settings: a value of the wrong type or out of range never gets into one, however it is made."""
-
-    def __post_init__(self) -> None:
-        """Check every value against its field; lists become tuples.
-
-        Raises:
-            ConfigError: Wrong type, not among the choices, or out of range.
-        """
-        kinds = field_types(type(self))
-        for item in dataclasses.fields(self):  # type: ignore[arg-type]
-            value, where = getattr(self, item.name), f"{type(self).__name__}: {item.name}"
-            if item.metadata:
-                object.__setattr__(self, item.name, coerce(item, kinds[item.name], value, where))
-            elif not isinstance(value, kinds[item.name]):
-                raise ConfigError(f"{where} is {value!r} but must be {kinds[item.name].__name__}(...)")
-
-
 @dataclasses.dataclass(frozen=True)
-class InputConfig(_Checked):
+class InputConfig(Checked):
     """How the corpus is read."""
 
-    split_words: int = _setting(
+    split_words: int = setting(
         0,
         "split passages longer than this many words on load (0: never); an English word is about 1.3 tokens, in "
         "technical text 1.6, so 150 to 190 words fill a window of 256 tokens",
         low=0,
     )
-    id_column: str = _setting("_id", "column of the ids (CSV, Parquet, JSON lines)", output=False)
-    title_column: str = _setting("title", "column of the titles", output=False)
-    text_column: str = _setting("text", "column of the texts", output=False)
+    id_column: str = setting("_id", "column of the ids (CSV, Parquet, JSON lines)", output=False)
+    title_column: str = setting("title", "column of the titles", output=False)
+    text_column: str = setting("text", "column of the texts", output=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateConfig(_Checked):
+class GenerateConfig(Checked):
     """Queries from passages with a T5 generator (nucleus sampling, as GPL)."""
 
-    model: str = _setting("nano:generator", "query generator: a directory, a hub name or nano:generator", output=False)
-    queries_per_passage: int = _setting(AUTO, "queries per passage (0: 250000 / passages, at least 3)", low=0)
-    max_queries: int = _setting(0, "use a random sample of the passages, to keep at most this many (0: all)", low=0)
-    copied: str = _setting("drop", "what becomes of queries copied from their passage", choices=("drop", "keep"))
-    extra_draws: float = _setting(1.0, "share of queries_per_passage to draw more for dropped ones (0: none)", low=0.0)
-    top_k: int = _setting(25, "sample among the k likeliest tokens (0: all)", low=0)
-    top_p: float = _setting(0.95, "sample among the likeliest tokens that hold this share", low=1e-6, high=1.0)
-    temperature: float = _setting(1.0, "divide the logits by this", low=1e-6)
-    max_new_tokens: int = _setting(64, "longest query, in tokens", low=1)
-    passage_tokens: int = _setting(0, "passage tokens the generator reads (0: all of its window)", low=0)
-    window: str = _setting("head", "which part of a long passage a query is made from", choices=("head", "random"))
-    prefix: str = _setting("", "text put before each passage, e.g. 'generate query: '")
-    batch_size: int = _setting(32, "passages per batch", low=1, output=False)
+    model: str = setting("nano:generator", "query generator: a directory, a hub name or nano:generator", output=False)
+    queries_per_passage: int = setting(AUTO, "queries per passage (0: 250000 / passages, at least 3)", low=0)
+    max_queries: int = setting(0, "use a random sample of the passages, to keep at most this many (0: all)", low=0)
+    copied: str = setting("drop", "what becomes of queries copied from their passage", choices=("drop", "keep"))
+    extra_draws: float = setting(1.0, "share of queries_per_passage to draw more for dropped ones (0: none)", low=0.0)
+    top_k: int = setting(25, "sample among the k likeliest tokens (0: all)", low=0)
+    top_p: float = setting(0.95, "sample among the likeliest tokens that hold this share", low=1e-6, high=1.0)
+    temperature: float = setting(1.0, "divide the logits by this", low=1e-6)
+    max_new_tokens: int = setting(64, "longest query, in tokens", low=1)
+    passage_tokens: int = setting(0, "passage tokens the generator reads (0: all of its window)", low=0)
+    window: str = setting("head", "which part of a long passage a query is made from", choices=("head", "random"))
+    prefix: str = setting("", "text put before each passage, e.g. 'generate query: '")
+    batch_size: int = setting(32, "passages per batch", low=1, output=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class MineConfig(_Checked):
+class MineConfig(Checked):
     """Hard negatives: the best passages of several retrievers, positives excluded."""
 
-    retrievers: tuple[str, ...] = _setting(
+    retrievers: tuple[str, ...] = setting(
         ("nano:student", "bm25"), "bi-encoders (directory, hub name, nano:student) and/or bm25"
     )
-    metrics: tuple[str, ...] = _setting(("cosine",), "similarity, one for all or one each", choices=("cosine", "dot"))
-    negatives_per_query: int = _setting(50, "negatives per query and retriever", low=1)
-    exclude_duplicates: bool = _setting(True, "also exclude passages with the same text as the positive")
-    round_trip_top: int = _setting(0, "skip queries whose passage is in no retriever's best so many (0: none)", low=0)
-    batch_size: int = _setting(AUTO, "texts per batch at most (0: as many as fit by tokens)", low=0, output=False)
+    metrics: tuple[str, ...] = setting(("cosine",), "similarity, one for all or one each", choices=("cosine", "dot"))
+    negatives_per_query: int = setting(50, "negatives per query and retriever", low=1)
+    exclude_duplicates: bool = setting(True, "also exclude passages with the same text as the positive")
+    round_trip_top: int = setting(0, "skip queries whose passage is in no retriever's best so many (0: none)", low=0)
+    batch_size: int = setting(AUTO, "texts per batch at most (0: as many as fit by tokens)", low=0, output=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelConfig(_Checked):
+class LabelConfig(Checked):
     """Margins of a cross-encoder teacher, one positive and one negative per visit."""
 
-    model: str = _setting("nano:teacher", "cross-encoder: a directory, a hub name or nano:teacher", output=False)
-    max_seq_length: int = _setting(350, "query and passage are each cut to this many teacher tokens", low=1)
-    activation: str = _setting("identity", "identity: raw logits; default: as the model says", choices=_ACTIVATIONS)
-    relevance_label: str = _setting("", "of a teacher with several labels: the relevance, by name or number")
-    keep_share: float = _setting(1.0, "use this share of the queries, by their passage's score", low=0.001, high=1.0)
-    nan: str = _setting("error", "when the teacher gives NaN: stop, or drop these rows", choices=("error", "drop"))
-    batch_size: int = _setting(AUTO, "pairs per batch at most (0: as many as fit by tokens)", low=0, output=False)
+    model: str = setting("nano:teacher", "cross-encoder: a directory, a hub name or nano:teacher", output=False)
+    max_seq_length: int = setting(350, "query and passage are each cut to this many teacher tokens", low=1)
+    activation: str = setting("identity", "identity: raw logits; default: as the model says", choices=_ACTIVATIONS)
+    relevance_label: str = setting("", "of a teacher with several labels: the relevance, by name or number")
+    keep_share: float = setting(1.0, "use this share of the queries, by their passage's score", low=0.001, high=1.0)
+    nan: str = setting("error", "when the teacher gives NaN: stop, or drop these rows", choices=("error", "drop"))
+    batch_size: int = setting(AUTO, "pairs per batch at most (0: as many as fit by tokens)", low=0, output=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig(_Checked):
+class TrainConfig(Checked):
     """The student, trained with MarginMSE (GPL) or MultipleNegativesRanking (GenQ)."""
 
-    base: str = _setting("nano:student", "the student before training: directory, hub name, nano:student", output=False)
-    similarity: str = _setting("dot", "the student's similarity", choices=("dot", "cosine"))
-    pooling: str = _setting("mean", "pooling when the base is a plain language model", choices=("mean", "cls", "max"))
-    max_seq_length: int = _setting(350, "tokens the student reads (0: as the base has it)", low=0)
-    steps: int = _setting(AUTO, "optimizer steps (0: visits_per_query x queries / batch size)", low=0)
-    visits_per_query: float = _setting(18.0, "how often each query is seen when steps is 0", low=0.001)
-    max_steps: int = _setting(0, "upper limit of the automatic number of steps (0: none)", low=0)
-    batch_size: int = _setting(32, "examples per step", low=1)
-    learning_rate: float = _setting(2e-5, "peak learning rate of AdamW", low=0.0)
-    weight_decay: float = _setting(0.01, "weight decay of AdamW", low=0.0)
-    warmup_steps: int = _setting(1000, "linear warm-up, in steps (0: by warmup_share)", low=0)
-    warmup_share: float = _setting(0.1, "warm-up as a share of the steps, if warmup_steps is 0", low=0.0, high=1.0)
-    max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm", low=0.0)
-    rescale: str = _setting(
+    base: str = setting("nano:student", "the student before training: directory, hub name, nano:student", output=False)
+    similarity: str = setting("dot", "the student's similarity", choices=("dot", "cosine"))
+    pooling: str = setting("mean", "pooling when the base is a plain language model", choices=("mean", "cls", "max"))
+    max_seq_length: int = setting(350, "tokens the student reads (0: as the base has it)", low=0)
+    steps: int = setting(AUTO, "optimizer steps (0: visits_per_query x queries / batch size)", low=0)
+    visits_per_query: float = setting(18.0, "how often each query is seen when steps is 0", low=0.001)
+    max_steps: int = setting(0, "upper limit of the automatic number of steps (0: none)", low=0)
+    batch_size: int = setting(32, "examples per step", low=1)
+    learning_rate: float = setting(2e-5, "peak learning rate of AdamW", low=0.0)
+    weight_decay: float = setting(0.01, "weight decay of AdamW", low=0.0)
+    warmup_steps: int = setting(1000, "linear warm-up, in steps (0: by warmup_share)", low=0)
+    warmup_share: float = setting(0.1, "warm-up as a share of the steps, if warmup_steps is 0", low=0.0, high=1.0)
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", low=0.0)
+    rescale: str = setting(
         "auto",
         "margins before training; auto: for a cosine student scaled to label_mean and clipped at label_clip, "
         "for dot as they are",
         choices=("auto", "none"),
     )
-    rescale_range: tuple[float, ...] = _setting((), "GPL's rescale_range: new minimum and maximum, sign preserved")
-    label_mean: float = _setting(
+    rescale_range: tuple[float, ...] = setting((), "GPL's rescale_range: new minimum and maximum, sign preserved")
+    label_mean: float = setting(
         0.0, "mean |margin| after automatic rescaling, in cosine units (0: the student's own before training)", low=0.0
     )
-    label_clip: float = _setting(3.0, "largest |margin| after automatic rescaling, in units of the mean", low=1.0)
-    scale: float = _setting(20.0, "similarity multiplier of MultipleNegativesRanking (1 for dot)", low=1e-6)
-    checkpoint_steps: int = _setting(10_000, "save a checkpoint to go on from every so many steps", low=1, output=False)
-    precision: str = _setting("auto", "auto: bf16 where the device computes in it", choices=("auto", "fp32", "bf16"))
+    label_clip: float = setting(3.0, "largest |margin| after automatic rescaling, in units of the mean", low=1.0)
+    scale: float = setting(20.0, "similarity multiplier of MultipleNegativesRanking (1 for dot)", low=1e-6)
+    checkpoint_steps: int = setting(10_000, "save a checkpoint to go on from every so many steps", low=1, output=False)
+    precision: str = setting("auto", "auto: bf16 where the device computes in it", choices=("auto", "fp32", "bf16"))
 
     def n_steps(self, n_queries: int) -> int:
         """Optimizer steps for this many queries: `steps`, or enough for `visits_per_query`, at most `max_steps`."""
@@ -163,40 +128,40 @@ class TrainConfig(_Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig(_Checked):
+class EvaluateConfig(Checked):
     """Retrieval quality on the judged queries of the collection."""
 
-    split: str = _setting("test", "which qrels/<split>.tsv")
-    systems: tuple[str, ...] = _setting(
+    split: str = setting("test", "which qrels/<split>.tsv")
+    systems: tuple[str, ...] = setting(
         ("bm25", "zero-shot", "genq", "gpl"),
         "systems of the table; those that were not trained are left out",
         choices=("bm25", "bm25+teacher", "zero-shot", "genq", "gpl"),
         output=False,
     )
-    top_k: int = _setting(100, "passages retrieved per query", low=10)
-    drop_same_id: bool = _setting(True, "drop the passage whose id is the query's id, as BEIR does")
-    rerank_top: int = _setting(50, "passages of BM25 that the teacher reranks", low=1)
-    allow_unknown: bool = _setting(
+    top_k: int = setting(100, "passages retrieved per query", low=10)
+    drop_same_id: bool = setting(True, "drop the passage whose id is the query's id, as BEIR does")
+    rerank_top: int = setting(50, "passages of BM25 that the teacher reranks", low=1)
+    allow_unknown: bool = setting(
         False, "leave out judgements of unknown queries and passages, with a warning, instead of stopping", output=False
     )
-    test: str = _setting("t-test", "paired significance test on nDCG@10", choices=("t-test", "permutation"))
-    batch_size: int = _setting(AUTO, "texts per batch at most (0: as many as fit by tokens)", low=0, output=False)
+    test: str = setting("t-test", "paired significance test on nDCG@10", choices=("t-test", "permutation"))
+    batch_size: int = setting(AUTO, "texts per batch at most (0: as many as fit by tokens)", low=0, output=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig(_Checked):
+class RunConfig(Checked):
     """Everything a run depends on besides the corpus and the models' weights."""
 
-    preset: str = _setting("", "the settings it started from; empty: none", choices=("", "nano", "paper"), output=False)
-    seed: int = _setting(0, "seed of every random draw", low=0, high=2**63 - 1)
-    threads: int = _setting(0, "CPU threads (0: all cores)", low=0, output=False)
-    provider: str = _setting(
+    preset: str = setting("", "the settings it started from; empty: none", choices=("", "nano", "paper"), output=False)
+    seed: int = setting(0, "seed of every random draw", low=0, high=2**63 - 1)
+    threads: int = setting(0, "CPU threads (0: all cores)", low=0, output=False)
+    provider: str = setting(
         "auto", "what runs the models; auto: the fastest here, found by a trial once", choices=_PROVIDERS, output=False
     )
-    precision: str = _setting(
+    precision: str = setting(
         "auto", "of the models; auto: lower than fp32 where a trial finds the results as good", choices=_PRECISIONS
     )
-    loss: str = _setting(
+    loss: str = setting(
         "margin-mse", "margin-mse: GPL; mnrl: GenQ; both: one student each", choices=("margin-mse", "mnrl", "both")
     )
     input: InputConfig = dataclasses.field(default_factory=InputConfig)
@@ -264,18 +229,6 @@ def check(config: RunConfig) -> RunConfig:
     return config
 
 
-def output_settings(section: Any) -> dict[str, Any]:
-    """The settings of one step that change its output, as JSON values: what a manifest records."""
-    names = [item.name for item in dataclasses.fields(section) if item.metadata.get("output", True)]
-    values = {name: getattr(section, name) for name in names}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def field_types(section: type[Any]) -> dict[str, Any]:
-    """The resolved type of each setting of a dataclass of this module."""
-    return typing.get_type_hints(section)
-
-
 def _same_student(values: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(values)
     train, genq = merged.get("train"), merged.get("genq", {})
@@ -316,38 +269,3 @@ def _hint(key: Any, known: Mapping[str, Any], target: Any) -> str:
         if owners:
             return f" here; did you mean {key} in [{owners[0]}]?"
     return f"; there is {', '.join(known)}"
-
-
-def coerce(item: dataclasses.Field[Any], kind: Any, value: Any, where: str) -> Any:
-    """Check one value against its field; lists become tuples, whole numbers become floats where a float is due.
-
-    Raises:
-        ConfigError: Wrong type, not among the choices, or out of range.
-    """
-    if typing.get_origin(kind) is tuple:
-        element = typing.get_args(kind)[0]
-        parts = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(_check_value(item, _typed(element, part, where), where) for part in parts)
-    return _check_value(item, _typed(kind, value, where), where)
-
-
-def _typed(kind: Any, value: Any, where: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-        raise ConfigError(f"{where} is {value!r} but must be {names.get(kind, str(kind))}")
-    return value
-
-
-def _check_value(item: dataclasses.Field[Any], value: Any, where: str) -> Any:
-    choices, low, high = (item.metadata.get(key) for key in ("choices", "low", "high"))
-    if choices and value not in choices:
-        raise ConfigError(f"{where} is {value!r} but must be one of {', '.join(choices)}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{where} is {value} but must be a finite number")
-    if low is not None and value < low:
-        raise ConfigError(f"{where} is {value} but must be at least {low:g}")
-    if high is not None and value > high:
-        raise ConfigError(f"{where} is {value} but must be at most {high:g}")
-    return value

@@ -9,6 +9,7 @@ from typing import Any
 
 from gplfast import config as settings
 from gplfast.errors import ConfigError
+from gplfast.settings import coerce, field_types
 
 if typing.TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -60,7 +61,7 @@ def add_settings(command: argparse.ArgumentParser, name: str) -> None:
             _add_flag(general, [f"--{item.name}"], item.name, item, settings.RunConfig)
     taken = set(command._option_string_actions)
     for section, chosen in _SECTIONS[name].items():
-        kind = settings.field_types(settings.RunConfig)[section]
+        kind = field_types(settings.RunConfig)[section]
         group = command.add_argument_group(f"settings of [{section}]")
         for item in dataclasses.fields(kind):
             if chosen and item.name not in chosen:
@@ -85,9 +86,9 @@ def read_settings(arguments: argparse.Namespace) -> settings.RunConfig:
     overrides: dict[str, Any] = {}
     for target, value in given.items():
         section, _, name = target.rpartition(".")
-        kind = settings.field_types(settings.RunConfig)[section] if section else settings.RunConfig
+        kind = field_types(settings.RunConfig)[section] if section else settings.RunConfig
         item = next(field for field in dataclasses.fields(kind) if field.name == name)
-        checked = settings.coerce(item, settings.field_types(kind)[name], value, flag_of(target))
+        checked = coerce(item, field_types(kind)[name], value, flag_of(target))
         (overrides.setdefault(section, {}) if section else overrides)[name] = checked
     config = settings.load_config(arguments.config, preset=preset, overrides=overrides)
     if arguments.name == "train" and config.loss != "margin-mse":
@@ -134,7 +135,7 @@ def given_settings(arguments: argparse.Namespace, section: str) -> Mapping[str, 
 
 
 def _add_flag(group: Any, flags: list[str], target: str, item: dataclasses.Field[Any], owner: type[Any]) -> None:
-    kind = settings.field_types(owner)[item.name]
+    kind = field_types(owner)[item.name]
     options: dict[str, Any] = {"dest": f"set:{target}", "default": argparse.SUPPRESS}
     options["help"] = item.metadata["help"].replace("%", "%%")
     if kind is bool:

@@ -18,7 +18,7 @@ CSRC = ROOT / "csrc"
 # The design's layers [0] to [5], finer where a layer has an order inside.
 ORDER = [
     ("errors",),  # [0]
-    ("preset_settings", "settings_file"),
+    ("preset_settings", "settings", "settings_file"),
     ("config",),
     ("store",),  # [1]
     ("ops",),

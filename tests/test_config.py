@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from gplfast.config import SECTIONS, GenerateConfig, RunConfig, TrainConfig, load_config, output_settings
+from gplfast.config import SECTIONS, GenerateConfig, RunConfig, TrainConfig, load_config
 from gplfast.errors import ConfigError
 from gplfast.preset_settings import DEMO, PRESETS
+from gplfast.settings import Checked, output_settings, setting
 
 
 def write(tmp_path, name, text):
@@ -160,3 +161,13 @@ def test_settings_are_checked_however_they_are_made():
 def test_bare_settings_claim_no_preset():
     assert RunConfig().preset == ""
     assert load_config().preset == "nano"
+
+
+def test_a_setting_that_came_later_leaves_older_artifacts_fresh():
+    @dataclasses.dataclass(frozen=True)
+    class Section(Checked):
+        first: int = setting(1, "was there")
+        later: str = setting("off", "came later", added=True)
+
+    assert output_settings(Section()) == {"first": 1}
+    assert output_settings(Section(later="on")) == {"first": 1, "later": "on"}

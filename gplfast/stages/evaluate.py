@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gplfast.config import EvaluateConfig, output_settings
 from gplfast.errors import DataError, MissingExtraError
 from gplfast.mining import dense
 from gplfast.mining.bm25 import Bm25, Ranking
 from gplfast.mining.lists import Lists, from_sequences
 from gplfast.mining.rerank import rerank
+from gplfast.settings import output_settings
 from gplfast.store.atomic import read_json, read_parquet, write_json, write_parquet
 from gplfast.store.manifest import Manifest, freshness, retract
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from gplfast.config import EvaluateConfig
     from gplfast.mining.dense import Encoder
     from gplfast.mining.scoring import PairScorer
     from gplfast.store.corpus import Corpus, Queries

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gplfast.config import GenerateConfig, output_settings
 from gplfast.mining.copies import is_copied, plain
 from gplfast.mining.sampling import permutation
 from gplfast.mining.windows import random_windows
+from gplfast.settings import output_settings
 from gplfast.store.generated import GeneratedQueries
 from gplfast.store.manifest import Manifest, freshness
 from gplfast.store.shards import ShardSet
@@ -23,6 +23,7 @@ from gplfast.store.shards import ShardSet
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from gplfast.config import GenerateConfig
     from gplfast.store.corpus import Corpus
 
 # GPL's rule: at least 250 K queries, at least 3 per passage (train.py:99-110).

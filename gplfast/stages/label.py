@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gplfast.config import LabelConfig, TrainConfig, output_settings
 from gplfast.errors import DataError, ModelError
 from gplfast.mining.lists import Lists, only, single
 from gplfast.mining.sampling import Visits, visited, visits
 from gplfast.mining.scoring import PairScorer, Progress, Teacher, teacher_identity
+from gplfast.settings import output_settings
 from gplfast.store.manifest import Manifest, freshness
 from gplfast.store.margins import Margins
 from gplfast.store.scores import ScoreStore
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from gplfast.config import LabelConfig, TrainConfig
     from gplfast.store.corpus import Corpus
     from gplfast.store.generated import GeneratedQueries
     from gplfast.store.negatives import Negatives

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gplfast.config import MineConfig, output_settings
 from gplfast.mining import dense
 from gplfast.mining.bm25 import Bm25, Ranking
 from gplfast.mining.lists import Lists, from_sequences, same_text_groups, single, widen
 from gplfast.mining.round_trip import returns
+from gplfast.settings import output_settings
 from gplfast.store.manifest import Manifest, freshness
 from gplfast.store.negatives import Negatives
 from gplfast.store.shards import ShardSet
@@ -23,6 +23,7 @@ from gplfast.store.shards import ShardSet
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from gplfast.config import MineConfig
     from gplfast.mining.dense import Encoder
     from gplfast.store.corpus import Corpus
     from gplfast.store.generated import GeneratedQueries

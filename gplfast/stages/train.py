@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gplfast.config import TrainConfig, output_settings
 from gplfast.errors import DataError
 from gplfast.mining import rescale
 from gplfast.mining.lists import same_text_groups
 from gplfast.models import student as students
-from gplfast.models.student import Examples
+from gplfast.models import training
+from gplfast.models.training_rows import Examples
+from gplfast.settings import output_settings
 from gplfast.store.atomic import write_json
 from gplfast.store.manifest import Manifest, freshness, retract
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from gplfast.config import TrainConfig
     from gplfast.store.corpus import Corpus
     from gplfast.store.generated import GeneratedQueries
     from gplfast.store.margins import Margins
@@ -116,7 +118,7 @@ def train(
     n_steps = (
         config.n_steps(len(rows.queries)) if rows.margins is None else max(1, len(rows.queries) // config.batch_size)
     )
-    fit = students.fit(
+    fit = training.fit(
         student,
         rows,
         directory / "checkpoints",

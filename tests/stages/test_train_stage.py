@@ -12,8 +12,9 @@ import tiny
 
 from gplfast.config import TrainConfig
 from gplfast.errors import DataError, ModelError
+from gplfast.models import training, training_rows
 from gplfast.models.checkpoint import fingerprint
-from gplfast.models.student import Examples
+from gplfast.models.training_rows import Examples
 from gplfast.stages import train
 from gplfast.store.generated import GeneratedQueries
 from gplfast.store.manifest import freshness
@@ -60,7 +61,7 @@ def test_margin_mse_is_what_it_says_for_dot_and_for_cosine(world, similarity):
     rows = examples(4, scale=0.1)
     students.prepare(0, 1)
     student = students.open_student(world.student, dataclasses.replace(CONFIG, similarity=similarity)).eval()
-    loss = students._loss(student, dataclasses.replace(CONFIG, similarity=similarity), rows)
+    loss = training_rows.loss(student, dataclasses.replace(CONFIG, similarity=similarity), rows)
     columns = [
         [rows.query_text(i) for i in rows.queries],
         *([rows.passage_text(i) for i in r] for r in (rows.positives, rows.negatives)),
@@ -103,7 +104,7 @@ def test_a_run_that_stopped_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_pa
     """GPL's checkpoints had no optimizer state: its training could not go on. GenQ's is killed in its second epoch."""
     rows = examples() if loss == train.MARGIN_MSE else genq_examples()
     whole, _ = run(tmp_path / "a", world, rows, loss=loss)
-    real = students._callback
+    real = training._callback
 
     def stopping(mark, progress):
         callback = real(mark, progress)
@@ -117,10 +118,10 @@ def test_a_run_that_stopped_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_pa
         callback.on_step_end = stop
         return callback
 
-    monkeypatch.setattr(students, "_callback", stopping)
+    monkeypatch.setattr(training, "_callback", stopping)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "b", world, rows, loss=loss)
-    monkeypatch.setattr(students, "_callback", real)
+    monkeypatch.setattr(training, "_callback", real)
     checkpoints = tmp_path / "b" / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-4"]
     half_written = checkpoints / "checkpoint-6"
@@ -191,7 +192,7 @@ def test_checkpoints_of_other_settings_are_not_gone_on_from(tmp_path, world):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if found:
             (tmp_path / f"checkpoint-{step}" / "gplfast.json").write_text(json.dumps(found))
-    assert [path.name for path in students._usable_checkpoints(tmp_path, mark)] == ["checkpoint-2"]
+    assert [path.name for path in training._usable_checkpoints(tmp_path, mark)] == ["checkpoint-2"]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
@@ -249,7 +250,7 @@ def test_genq_keeps_equal_passages_out_of_a_batch(world):
     corpus = load_corpus(texts)
     queries = GeneratedQueries([f"query {i % 18}" for i in range(20)], np.arange(20, dtype=np.int64) % 10)
     rows = train.from_queries(corpus, queries)
-    dataset = students._dataset(rows)
+    dataset = training_rows.dataset(rows)
     sampler = NoDuplicatesBatchSampler(dataset, batch_size=4, drop_last=False, valid_label_columns=["label"])
     seen = []
     for batch in sampler:
@@ -259,7 +260,7 @@ def test_genq_keeps_equal_passages_out_of_a_batch(world):
         assert len(set(asked)) == len(asked)
         seen += batch
     assert sorted(seen) == list(range(20))
-    args = students._arguments(world.cache / "x", CONFIG, rows, n_steps=3, seed=0, precision="fp32")
+    args = training._arguments(world.cache / "x", CONFIG, rows, n_steps=3, seed=0, precision="fp32")
     assert args.batch_sampler == "no_duplicates"
 
 
