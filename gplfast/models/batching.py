@@ -30,9 +30,10 @@ CHUNK_TEXTS = 16_384
 # Items tokenised at a time by `map_unique`, which sorts them before; two such chunks are in memory at once. 2,000
 # SciFact pairs took 1.2 s on 2 busy cores, so the first batch starts after some 0.3 s.
 CHUNK_ROWS = 512
-# Tokens of a batch, padding included. CPU seconds of 256 SciFact pairs with nano:teacher (2 cores of a shared Zen 5,
-# two rounds, wall times useless): 1024: 24.9 and 25.6; 2048: 22.8 and 23.1; 4096: 21.2 and 22.7; 8192: 24.1 and 21.9.
-BATCH_TOKENS = 4096
+# Tokens of a batch, padding included; batches run one to a core. 256 pairs of 128 tokens, nano:teacher on two cores of
+# Zen 5, pairs/s with 512, 1024, 2048, 4096 and 8192: OpenVINO in bfloat16 209, 201, 194, 180, 178; ONNX Runtime in
+# float32 84, 77, 77, 73, 71. One batch at a time on both cores gave 89 to 122, and 68 to 77.
+BATCH_TOKENS = 1024
 
 
 def chunks(n_texts: int) -> Iterator[slice]:
@@ -58,8 +59,11 @@ class Work(Generic[Key, Encoded]):
         what: of the error messages.
         characters: the length of one item, to sort by before its tokens are known.
         encode: tokenises items; called in another thread, one call at a time.
-        run: gives the values of some rows of what `encode` made, float32 (n_rows, width).
+        run: gives the values of some rows of what `encode` made, float32 (n_rows, width); called in other threads, up
+            to `streams` at a time.
         width: columns of the values.
+        streams: batches to run at a time.
+        tokens: of a batch at most, padding included; 0: BATCH_TOKENS.
     """
 
     what: str
@@ -67,20 +71,23 @@ class Work(Generic[Key, Encoded]):
     encode: Callable[[list[Key]], Encoded]
     run: Callable[[Encoded, Rows], Values]
     width: int
+    streams: int = 1
+    tokens: int = 0
 
 
 def map_unique(items: Iterable[Key], work: Work[Key, Encoded], *, batch_size: int, progress: Progress | None) -> Values:
     """The values of all items, equal items computed once.
 
     Items are sorted by characters, tokenised CHUNK_ROWS at a time in another thread while the chunk before is computed,
-    sorted by tokens within a chunk, and cut into batches whose rows x longest is at most BATCH_TOKENS: longest first,
+    sorted by tokens within a chunk, and cut into batches whose rows x longest is at most `work.tokens`: longest first,
     so what does not fit into memory shows at once. A batch that does not fit is halved, and the rest of the call goes
-    on with that size. Which items share a batch follows from the arguments alone.
+    on with that size. While memory suffices, which items share a batch follows from the arguments alone, whatever the
+    number of streams.
 
     Args:
         items: n texts or pairs.
         work: see `Work`.
-        batch_size: rows of a batch at most; 0: as many as BATCH_TOKENS lets in.
+        batch_size: rows of a batch at most; 0: as many as `work.tokens` lets in.
         progress: called with (items done, n) after each batch.
 
     Returns:
@@ -114,27 +121,58 @@ def _unique(items: Iterable[Key]) -> tuple[list[Key], Rows]:
 
 
 def _batches(items: list[Key], work: Work[Key, Encoded], batch_size: int) -> Generator[tuple[Rows, Values]]:
-    """Row numbers and values of each batch."""
+    """Row numbers and values of each batch, in the order in which they were cut."""
     characters = np.fromiter(map(work.characters, items), np.int64, len(items))
     order = np.argsort(-characters, kind="stable")
     parts = [order[start : start + CHUNK_ROWS] for start in range(0, len(order), CHUNK_ROWS)]
-    tokens = BATCH_TOKENS
-    with contextlib.closing(ahead(lambda part: work.encode([items[row] for row in part]), parts)) as stream:
-        for part, encoded in stream:
-            lengths = encoded.lengths
-            left = np.argsort(-lengths, kind="stable")
-            while len(left):
-                longest = int(lengths[left[0]])
-                batch = left[: min(max(1, tokens // max(longest, 1)), batch_size or len(left))]
-                try:
-                    values = work.run(encoded, batch)
-                except Exception as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    tokens = _halved(work.what, len(batch), longest, error)
-                    continue
-                yield part[batch], values
-                left = left[len(batch) :]
+    fitting = _Fitting(work)
+    # One more than run at a time: a core that is done has the next one waiting.
+    most = work.streams + 1 if work.streams > 1 else 1
+    waiting: deque[tuple[Rows, Future[Values]]] = deque()
+    pool = ThreadPoolExecutor(work.streams, thread_name_prefix="gplfast-batch")
+    try:
+        with contextlib.closing(ahead(lambda part: work.encode([items[row] for row in part]), parts)) as stream:
+            for part, encoded in stream:
+                left = np.argsort(-encoded.lengths, kind="stable")
+                while len(left):
+                    if len(waiting) == most:
+                        rows, future = waiting.popleft()
+                        yield rows, future.result()
+                    n_rows = fitting.n_rows(int(encoded.lengths[left[0]]), batch_size or len(left))
+                    batch, left = left[:n_rows], left[n_rows:]
+                    waiting.append((part[batch], pool.submit(fitting.run, encoded, batch)))
+        while waiting:
+            rows, future = waiting.popleft()
+            yield rows, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Fitting(Generic[Key, Encoded]):
+    """Runs batches, and halves those that do not fit into memory; the size that fitted is kept for the next ones."""
+
+    def __init__(self, work: Work[Key, Encoded]) -> None:
+        self._work, self._tokens = work, work.tokens or BATCH_TOKENS
+
+    def n_rows(self, longest: int, most: int) -> int:
+        """Rows of a batch whose longest has so many tokens."""
+        return min(max(1, self._tokens // max(longest, 1)), most)
+
+    def run(self, encoded: Encoded, batch: Rows) -> Values:
+        """The values of a batch; a batch that was cut before its size was known not to fit comes in pieces."""
+        found = []
+        while len(batch):
+            longest = int(encoded.lengths[batch[0]])
+            rows = batch[: self.n_rows(longest, len(batch))]
+            try:
+                found.append(self._work.run(encoded, rows))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._tokens = min(self._tokens, _halved(self._work.what, len(rows), longest, error))
+                continue
+            batch = batch[len(rows) :]
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def _halved(what: str, n_rows: int, longest: int, error: Exception) -> int:

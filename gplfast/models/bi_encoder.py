@@ -86,9 +86,8 @@ class BiEncoder:
 
         def start(runtime: Runtime) -> BiEncoder:
             graphs = root / f"bi-encoder-v{_GRAPH_VERSION}{suffix}"
-            session = open_exported(
-                graphs, "model.onnx", functools.partial(_export, checkpoint, pooling), runtime, threads
-            )
+            export = functools.partial(_export, checkpoint, pooling)
+            session = open_exported(graphs, "model.onnx", export, runtime, threads, streams=True)
             dim, cut = _kept_columns(truncate_dim, session.output_dim("embedding"), checkpoint)
             return cls(checkpoint, session, tokenizer, dim, checkpoint.fingerprint + suffix + cut + runtime.suffix)
 
@@ -137,7 +136,7 @@ class BiEncoder:
             vectors: Values = self._session.run(feed)[0]
             return vectors[:, : self.dim]
 
-        work = Work("encode", len, encode, run, self.dim)
+        work = Work("encode", len, encode, run, self.dim, self._session.streams, self._session.batch_tokens)
         return map_unique(texts, work, batch_size=batch_size, progress=progress)
 
 

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 # So long the reference may take for the sample; every other runtime sees the same items.
 SAMPLE_SECONDS = 1.0
 FEWEST_ITEMS, MOST_ITEMS = 32, 256
+# Of how models are run: a choice made when they were run otherwise counts no longer.
+_VERSION = 2
 _LIBRARIES = ("gplfast", "onnxruntime", "onnxruntime-gpu", "openvino")
 # Of a bi-encoder: the share of the 10 best passages that both find.
 MIN_OVERLAP = 0.98
@@ -219,7 +221,7 @@ def _key(found: Sequence[Named], threads: int, *, gated: bool) -> str:
             versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             logger.debug("%s is not installed", name)
-    identity = [_processor(), threads, gated, [str(one) for one in found], versions]
+    identity = [_VERSION, _processor(), threads, gated, [str(one) for one in found], versions]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 

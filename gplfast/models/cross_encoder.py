@@ -82,7 +82,8 @@ class CrossEncoder:
 
         def start(runtime: Runtime) -> CrossEncoder:
             graphs = root / f"cross-encoder-v{_GRAPH_VERSION}"
-            session = open_exported(graphs, "model.onnx", functools.partial(_export, checkpoint), runtime, threads)
+            export = functools.partial(_export, checkpoint)
+            session = open_exported(graphs, "model.onnx", export, runtime, threads, streams=True)
             return cls(checkpoint, session, tokenizer, checkpoint.fingerprint + runtime.suffix, index)
 
         trial = calibration.Calibration("cross-encoder", start, _score_items, calibration.rank_gate)
@@ -125,7 +126,8 @@ class CrossEncoder:
             )
             raise ShapeError(message)
         chosen = chosen_activation(activation, self._configured, self._n_labels)
-        work = Work("score", _characters, self._encode, self._logits, self._n_labels)
+        streams, tokens = self._session.streams, self._session.batch_tokens
+        work = Work("score", _characters, self._encode, self._logits, self._n_labels, streams, tokens)
         logits = map_unique(zip(queries, docs, strict=True), work, batch_size=batch_size, progress=progress)
         return np.ascontiguousarray(activate(logits, chosen)[:, self._label])
 

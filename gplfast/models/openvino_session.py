@@ -7,6 +7,7 @@ Intel, and what it runs is the same.
 from __future__ import annotations
 
 import functools
+import queue
 from typing import TYPE_CHECKING, Any
 
 from gplfast.errors import MissingExtraError, ModelError
@@ -39,31 +40,45 @@ def precisions() -> tuple[str, ...]:
 
 
 class OpenVinoSession:
-    """One loaded ONNX graph of float32 weights: named arrays in, arrays out in the order of the graph's outputs."""
+    """One loaded ONNX graph of float32 weights: named arrays in, arrays out in the order of the graph's outputs.
 
-    def __init__(self, path: Path, *, threads: int | None = None, precision: str = "fp32") -> None:
+    Attributes:
+        inputs: names.
+        outputs: names.
+        streams: how many threads should call `run` at a time, each with a batch of its own; more of them wait.
+        batch_tokens: 0, see `Session`.
+    """
+
+    def __init__(
+        self, path: Path, *, threads: int | None = None, precision: str = "fp32", streams: bool = False
+    ) -> None:
         """Load and compile the graph at `path`.
 
         Args:
             path: an .onnx file.
             threads: None takes every CPU this process may use.
             precision: "fp32" or "bf16".
+            streams: run one batch on each thread, instead of one batch on all of them.
 
         Raises:
             MissingExtraError: openvino is not installed.
             ModelError: the file is damaged, not an ONNX graph, or has a node that OpenVINO does not know.
         """
+        n_threads = threads if threads is not None else default_threads()
+        self.streams, self.batch_tokens = n_threads if streams else 1, 0
         settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            "INFERENCE_NUM_THREADS": threads if threads is not None else default_threads(),
-            "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all threads
+            "INFERENCE_NUM_THREADS": n_threads,
+            **({"NUM_STREAMS": n_threads} if streams else {"PERFORMANCE_HINT": "LATENCY"}),
         }
         try:
             self._model = _core().compile_model(str(path), "CPU", settings)
         except RuntimeError as error:
             message = f"session: {path} cannot be loaded by openvino: {first_line(error)}; use provider cpu"
             raise ModelError(message) from error
-        self._request = self._model.create_infer_request()
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(self.streams):
+            self._requests.put(self._model.create_infer_request())
         self.inputs: tuple[str, ...] = tuple(port.get_any_name() for port in self._model.inputs)
         self.outputs: tuple[str, ...] = tuple(port.get_any_name() for port in self._model.outputs)
 
@@ -73,5 +88,9 @@ class OpenVinoSession:
 
     def run(self, feed: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None = None) -> list[Any]:
         """Run the graph once; results are copies, which the next run does not change."""
-        found = self._request.infer(dict(feed), share_inputs=True)
-        return [found[name].copy() for name in (self.outputs if outputs is None else outputs)]
+        request = self._requests.get()
+        try:
+            found = request.infer(dict(feed), share_inputs=True)
+            return [found[name].copy() for name in (self.outputs if outputs is None else outputs)]
+        finally:
+            self._requests.put(request)

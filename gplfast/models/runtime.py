@@ -51,6 +51,8 @@ class AnySession(Protocol):
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    streams: int
+    batch_tokens: int
 
     def output_dim(self, name: str) -> int:
         """Last dimension of an output."""
@@ -59,13 +61,14 @@ class AnySession(Protocol):
         """Run the graph once."""
 
 
-def open_session(path: Path, runtime: Runtime, threads: int | None = None) -> AnySession:
+def open_session(path: Path, runtime: Runtime, threads: int | None = None, *, streams: bool = False) -> AnySession:
     """Load a graph.
 
     Args:
         path: an .onnx file, made for the runtime's precision: integers for "int8", else float32.
         runtime: what it runs on.
         threads: None takes every CPU this process may use.
+        streams: run one batch on each thread, instead of one batch on all of them.
 
     Raises:
         MissingExtraError, UnavailableError: the provider is not there.
@@ -74,12 +77,18 @@ def open_session(path: Path, runtime: Runtime, threads: int | None = None) -> An
     if runtime.provider == "openvino":
         from gplfast.models.openvino_session import OpenVinoSession
 
-        return OpenVinoSession(path, threads=threads, precision=runtime.precision)
-    return Session(path, threads=threads, provider=runtime.provider)
+        return OpenVinoSession(path, threads=threads, precision=runtime.precision, streams=streams)
+    return Session(path, threads=threads, provider=runtime.provider, streams=streams)
 
 
 def open_exported(
-    folder: Path, name: str, export: Callable[..., None], runtime: Runtime, threads: int | None
+    folder: Path,
+    name: str,
+    export: Callable[..., None],
+    runtime: Runtime,
+    threads: int | None,
+    *,
+    streams: bool = False,
 ) -> AnySession:
     """Load a graph of a model's exported ones, exporting them when they are not there.
 
@@ -89,6 +98,7 @@ def open_exported(
         export: called with (an empty folder, int8=whether of integers), to fill it.
         runtime: what it runs on.
         threads: None takes every CPU this process may use.
+        streams: see `open_session`.
 
     Raises:
         ArtifactError: the cache cannot be written.
@@ -96,7 +106,8 @@ def open_exported(
     """
     int8 = runtime.precision == "int8"
     target = folder.with_name(f"{folder.name}-int8") if int8 else folder
-    return open_session(cached_folder(target, functools.partial(export, int8=int8)) / name, runtime, threads)
+    path = cached_folder(target, functools.partial(export, int8=int8)) / name
+    return open_session(path, runtime, threads, streams=streams)
 
 
 def available(provider: str = AUTO) -> list[Runtime]:

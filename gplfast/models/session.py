@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# A GPU wants many rows at once; not measured, as none was there.
+CUDA_BATCH_TOKENS = 32_768
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
 
@@ -49,15 +51,23 @@ def default_threads() -> int:
 
 
 class Session:
-    """One loaded ONNX graph: named arrays in, arrays out in the order of the graph's outputs."""
+    """One loaded ONNX graph: named arrays in, arrays out in the order of the graph's outputs.
 
-    def __init__(self, path: Path, *, threads: int | None = None, provider: str = "cpu") -> None:
+    Attributes:
+        inputs: names.
+        outputs: names.
+        streams: how many threads should call `run` at a time, each with a batch of its own.
+        batch_tokens: tokens of a batch that it wants; 0: what suits one core (`batching.BATCH_TOKENS`).
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None, provider: str = "cpu", streams: bool = False) -> None:
         """Load the graph at `path`.
 
         Args:
             path: an .onnx file, with its external data beside it if it has any.
-            threads: intra-op threads; None takes every CPU this process may use.
+            threads: None takes every CPU this process may use.
             provider: "cpu" or "cuda".
+            streams: run one batch on each thread, instead of one batch on all of them; a CUDA device takes one batch.
 
         Raises:
             MissingExtraError: no onnxruntime is installed.
@@ -75,8 +85,11 @@ class Session:
                 f"{', '.join(available)}; install the matching extra (pip install 'gplfast[gpu]') or use provider 'cpu'"
             )
             raise UnavailableError(message)
+        n_threads = threads if threads is not None else default_threads()
+        self.streams = n_threads if streams and provider == "cpu" else 1
+        self.batch_tokens = CUDA_BATCH_TOKENS if provider == "cuda" else 0
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads if threads is not None else default_threads()
+        options.intra_op_num_threads = n_threads // self.streams
         options.log_severity_level = 3
         # Threads of one graph that spin after its run take the cores of the next: the generator alternates between two.
         # Without, 320 passages took the nano generator 1.3 s in place of 2.0 s on 2 cores (256 rows, integers).

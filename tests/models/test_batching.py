@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gplfast.errors import ConfigError, ModelError, ResourceError
-from gplfast.models import BiEncoder, CrossEncoder, batching
+from gplfast.models import BiEncoder, CrossEncoder, batching, runtime
 from gplfast.models.out_of_memory import is_out_of_memory
 
 RNG = np.random.Generator(np.random.Philox(3))
@@ -35,8 +35,8 @@ class Encoded:
 class Recorder:
     """A model without a model: the value of a text is its length; remembers what it was asked."""
 
-    def __init__(self, fits=lambda rows, longest: True):
-        self.fits, self.shapes, self.texts, self.threads = fits, [], [], set()
+    def __init__(self, fits=lambda rows, longest: True, streams=1):
+        self.fits, self.streams, self.shapes, self.texts, self.threads = fits, streams, [], [], set()
 
     def encode(self, texts):
         self.threads.add(threading.current_thread().name)
@@ -51,7 +51,7 @@ class Recorder:
         return encoded.lengths[batch].astype(np.float32)[:, None]
 
     def map(self, texts, batch_size=0, progress=None):
-        work = batching.Work("embed", len, self.encode, self.run, 1)
+        work = batching.Work("embed", len, self.encode, self.run, 1, self.streams)
         return batching.map_unique(texts, work, batch_size=batch_size, progress=progress)
 
 
@@ -66,7 +66,7 @@ def small_chunks(monkeypatch):
 
 
 def ahead_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("gplfast-ahead")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("gplfast-")]
 
 
 @pytest.mark.parametrize("batch_size", [0, 1, 5])
@@ -114,6 +114,57 @@ def test_nothing(small_chunks):
 def test_batch_size_below_zero():
     with pytest.raises(ConfigError, match=r"embed: batch_size is -1 but must be at least 1, or 0 for as many as fit"):
         Recorder().map(TEXTS, -1)
+
+
+# --- streams ---
+
+
+def test_batches_run_at_a_time_and_are_the_same(small_chunks):
+    """Each of three threads waits for the two others, so fewer at a time would never end."""
+    alone, together, barrier, lock = Recorder(), Recorder(streams=3), threading.Barrier(3, timeout=60), threading.Lock()
+    running, most = 0, 0
+    texts = ["x" * 500] * 24  # equal lengths, but different texts: 12 batches of two
+    texts = [f"{number:03}{text}" for number, text in enumerate(texts)]
+    original = together.run
+
+    def run(encoded, batch):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        barrier.wait()
+        with lock:
+            running -= 1
+        return original(encoded, batch)
+
+    together.run = run
+    np.testing.assert_array_equal(together.map(texts), lengths(texts))
+    alone.map(texts)
+    assert most == 3
+    assert sorted(together.shapes) == sorted(alone.shapes)
+    assert not ahead_threads()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_values_do_not_depend_on_threads(encoders, model_cache, precision):
+    """Every batch is run by one thread."""
+    provider = "cpu" if precision == "fp32" else "openvino"
+    if precision == "bf16" and runtime.Runtime(provider, precision) not in runtime.available():
+        pytest.skip("this machine does not multiply in bfloat16, or openvino is not installed")
+    found = []
+    for threads in (1, 2, 7):
+        model = BiEncoder.open(
+            encoders("bert", 1), cache_dir=model_cache, threads=threads, provider=provider, precision=precision
+        )
+        assert model._session.streams == threads
+        found.append(model.encode(TEXTS * 3 + [f"{number} king" for number in range(150)]))
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_batches_that_do_not_fit_are_halved_in_every_stream(small_chunks):
+    model = Recorder(fits=lambda rows, longest: rows * longest <= 300 or rows == 1, streams=3)
+    np.testing.assert_array_equal(model.map(TEXTS), lengths(TEXTS))
 
 
 # --- ahead ---
@@ -271,7 +322,9 @@ expected = encoder.encode(texts)
 batching.CHUNK_ROWS, batching.BATCH_TOKENS = len(texts), 10**9
 run = encoder._session.run
 encoder._session.run = lambda feed: limited(feed, run)
-np.testing.assert_allclose(encoder.encode(texts), expected, atol=1e-5, rtol=0)
+found = encoder.encode(texts)
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
 """
 
 
