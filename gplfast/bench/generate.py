@@ -204,13 +204,15 @@ def _ctranslate2_system(name: str, problem: Problem, compute_type: str) -> Syste
 
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(TransformersConverter(str(problem.served.directory)).convert(f"{folder}/model"))
-        model = ctranslate2.Translator(
-            str(converted), compute_type=compute_type, inter_threads=1, intra_threads=problem.served.threads
-        )
+        cores = problem.served.threads
+        models = [
+            ctranslate2.Translator(str(converted), compute_type=compute_type, inter_threads=inter, intra_threads=intra)
+            for inter, intra in dict.fromkeys([(1, cores), (cores, 1)])
+        ]
         pieces: list[str] = json.loads((converted / "shared_vocabulary.json").read_text(encoding="utf-8"))
     ids, tokenizer = {piece: i for i, piece in enumerate(pieces)}, problem.tokenizer()
 
-    def draw(batch_size: int, part: Problem) -> Rows:
+    def draw(model: Any, batch_size: int, part: Problem) -> Rows:
         ctranslate2.set_random_seed(part.seed)
         encoded = tokenizer.encode(part.texts, part.max_input_tokens).ids
         options: dict[str, Any] = {"beam_size": 1, "num_hypotheses": part.n_samples, "max_batch_size": batch_size}
@@ -221,7 +223,16 @@ def _ctranslate2_system(name: str, problem: Problem, compute_type: str) -> Syste
         made = model.translate_batch([[pieces[i] for i in row] for row in encoded], max_input_length=0, **options)
         return [[[ids[piece] for piece in row] for row in found.hypotheses] for found in made]
 
-    return _system(name, problem, draw, exact=compute_type == "float32")
+    systems = [
+        _system(name, problem, functools.partial(draw, model), exact=compute_type == "float32") for model in models
+    ]
+    # One batch on all cores, or one on each: whichever is faster here.
+    settings = {
+        f"{setting}, {words}": call
+        for system, words in zip(systems, ("all cores a batch", "one core a batch"), strict=False)
+        for setting, call in system.settings.items()
+    }
+    return dataclasses.replace(systems[0], settings=settings)
 
 
 PEERS: Sequence[Peer] = (

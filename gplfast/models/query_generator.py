@@ -13,7 +13,7 @@ from gplfast.models import calibration
 from gplfast.models.batching import Progress, chunks, mask_of, pad
 from gplfast.models.cache import cache_root
 from gplfast.models.checkpoint import Checkpoint
-from gplfast.models.decoding import Decoding, Shape
+from gplfast.models.decoding import Decoding, Shape, run_streams
 from gplfast.models.export.t5 import T5, t5_decoder_graph, t5_encoder_graph
 from gplfast.models.resolve import resolve
 from gplfast.models.runtime import (
@@ -125,7 +125,7 @@ class QueryGenerator:
 
         def part(name: str, runtime: Runtime) -> AnySession:
             graphs = root / f"query-generator-v{_GRAPH_VERSION}"
-            return open_exported(graphs, f"{name}.onnx", functools.partial(_export, t5), runtime, threads)
+            return open_exported(graphs, f"{name}.onnx", functools.partial(_export, t5), runtime, threads, streams=True)
 
         def start(runtimes: Runtimes) -> QueryGenerator:
             model = cls(checkpoint, part("encoder", runtimes.encoder), part("decoder", runtimes.decoder), tokenizer)
@@ -209,24 +209,27 @@ class QueryGenerator:
         _check(n_samples, seed, batch_size, limit, (items, first_sample))
         sampling = Sampling() if sampling is None else sampling
         tokens: list[list[list[int]]] = [[[] for _ in range(n_samples)] for _ in texts]
-        decoding = Decoding(self._decoder, self._shape, self._encode, sampling, encode_at_once=batch_size)
+        start = functools.partial(
+            Decoding, self._decoder, self._shape, self._encode, sampling, encode_at_once=batch_size
+        )
         n_left = [n_samples] * len(texts)
         n_done = 0
         for part in chunks(len(texts)):
 
-            def noise(passage: int, sample: int, start: int = part.start) -> Array:
-                row = start + passage
+            def noise(passage: int, sample: int, first: int = part.start) -> Array:
+                row = first + passage
                 return uniforms(seed, int(items[row]), int(first_sample[row]) + sample, sampling.max_new_tokens)
 
-            def done(passage: int, sample: int, found: list[int], start: int = part.start) -> None:
+            def done(passage: int, sample: int, found: list[int], first: int = part.start) -> None:
                 nonlocal n_done
-                tokens[start + passage][sample] = found
-                n_left[start + passage] -= 1
-                n_done += not n_left[start + passage]
-                if progress is not None and not n_left[start + passage]:
+                tokens[first + passage][sample] = found
+                n_left[first + passage] -= 1
+                n_done += not n_left[first + passage]
+                if progress is not None and not n_left[first + passage]:
                     progress(n_done, len(texts))
 
-            decoding.run(self._tokenizer.encode(texts[part], limit).ids, n_samples, noise, done)
+            ids = self._tokenizer.encode(texts[part], limit).ids
+            run_streams(start, ids, n_samples, n_streams=self._decoder.streams, noise=noise, done=done)
         return tokens
 
     def _encode(self, ids: list[Array]) -> tuple[Array, list[Array]]:

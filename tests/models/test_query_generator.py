@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -141,6 +142,40 @@ def test_rows_that_leave_and_enter_change_nothing(kind, limits, t5s, model_cache
     for name, value in limits.items():
         monkeypatch.setattr(decoding, name, value)
     assert generator.generate(texts, 4, items=range(len(texts)), batch_size=2, **options) == alone
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_queries_do_not_depend_on_threads(threads, t5s, model_cache):
+    """More threads than passages too."""
+    generator = QueryGenerator.open(t5s["v1.1"], cache_dir=model_cache, threads=threads)
+    assert generator._decoder.streams == threads
+    options = {"sampling": Sampling(max_new_tokens=12), "seed": 3}
+    seen: list[tuple[int, int]] = []
+    found = generator.generate(
+        PASSAGES * 3, 3, items=range(3 * len(PASSAGES)), progress=lambda *at: seen.append(at), **options
+    )
+    alone = [generator.generate([text], 3, items=[item], **options)[0] for item, text in enumerate(PASSAGES * 3)]
+    assert found == alone
+    assert seen == [(i + 1, len(found)) for i in range(len(found))]
+
+
+def test_a_stream_that_fails_ends_the_others(t5s, model_cache, monkeypatch):
+    generator = QueryGenerator.open(t5s["v1.0"], cache_dir=model_cache, threads=3)
+    run, calls, lock = generator._decoder.run, [0], threading.Lock()
+
+    def failing(feed, outputs=None):
+        with lock:
+            calls[0] += 1
+            if calls[0] == 5:
+                raise RuntimeError("broken")
+        return run(feed, outputs)
+
+    monkeypatch.setattr(generator._decoder, "run", failing)
+    with pytest.raises(RuntimeError, match="broken"):
+        generator.generate(PASSAGES * 300, 3, seed=0, items=range(300 * len(PASSAGES)))
+    # They end with the next row that does: at most Sampling().max_new_tokens steps each.
+    assert calls[0] <= 5 + 3 * (Sampling().max_new_tokens + 1) < 3 * 300 * len(PASSAGES) // decoding.MAX_ROWS * 10
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("gplfast-")]
 
 
 def test_batches_that_do_not_fit_are_halved(t5s, model_cache, monkeypatch, caplog):
