@@ -35,7 +35,7 @@ _SERVED = ("provider", "precision")
 _GENERAL = {
     "run": ("seed", "threads", "loss", *_SERVED),
     "generate": ("seed", "threads", *_SERVED),
-    "mine": ("threads", *_SERVED),
+    "mine": ("seed", "threads", *_SERVED),
     "label": ("seed", "threads", *_SERVED),
     "train": ("seed", "threads", "loss"),
     "evaluate": ("seed", "threads", *_SERVED),
