@@ -232,7 +232,7 @@ def _run_without_generator(job: Job, shards: ShardSet, todo: Plan, report: Repor
             break
         stop = min((shard + 1) * SHARD_PASSAGES, len(todo.passages))
         made = make(todo.passages[shard * SHARD_PASSAGES : stop])
-        shards.write(shard, _counted_table(made.texts, made.passages, made.counts))
+        shards.write(shard, _counted_table(GeneratedQueries(made.texts, made.passages, made.sources), made.counts))
         if report is not None:
             report("generate", stop, len(todo.passages))
     items, method = "passages" if job.given is None else "given queries", job.config.method
@@ -357,12 +357,14 @@ def _table(passages: Sequence[_Passage], quota: int) -> Any:
         counts["drawn"] += passage.n_drawn
         counts["passages below quota"] += len(passage.kept) < quota
     rows = np.repeat([passage.row for passage in passages], [len(passage.kept) for passage in passages])
-    return _counted_table([query for passage in passages for query in passage.kept], rows.astype(np.int64), counts)
+    texts = [query for passage in passages for query in passage.kept]
+    return _counted_table(GeneratedQueries(texts, rows.astype(np.int64)), counts)
 
 
-def _counted_table(texts: list[str], rows: npt.NDArray[np.int64], counts: collections.Counter[str]) -> Any:
-    table = GeneratedQueries(texts, rows).table()
-    return table.replace_schema_metadata({_COUNTS: json.dumps({name: counts[name] for name in sorted(counts)})})
+def _counted_table(queries: GeneratedQueries, counts: collections.Counter[str]) -> Any:
+    return queries.table().replace_schema_metadata(
+        {_COUNTS: json.dumps({name: counts[name] for name in sorted(counts)})}
+    )
 
 
 def _n_shards(todo: Plan) -> int:

@@ -120,8 +120,10 @@ def load(directory: Path, made: Manifest, *, n_queries: int, n_passages: int) ->
 
 
 def exclusions(corpus: Corpus, queries: GeneratedQueries, *, duplicates: bool) -> Lists:
-    """Per query the rows that are no negatives: its passage and, when asked for, all passages of the same text."""
+    """Per query the rows that are no negatives: its passage, what it was cut from, and those of the same text if asked."""
     positives = single(queries.passages)
+    if queries.sources is not None:
+        positives = from_sequences(list(np.stack([queries.passages, queries.sources], axis=1)))
     return widen(positives, same_text_groups(corpus.texts())) if duplicates else positives
 
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from gplfast.positive_settings import PositiveSettings
     from gplfast.store.corpus import Corpus, Queries
 
-# The sample of a number, None behind the last one.
-Sampler = Callable[[int], str | None]
+# The sample of a number and the row that it was cut from; None behind the last one.
+Sample = tuple[str, int]
+Sampler = Callable[[int], Sample | None]
 # Of some passages, in order, what samples each.
 Method = Callable[["Int64"], Iterable[Sampler]]
 
@@ -81,6 +82,6 @@ class Job:
             )
 
 
-def in_order(texts: Sequence[str]) -> Sampler:
-    """Samples that are there already."""
-    return lambda number: texts[number] if number < len(texts) else None
+def in_order(row: int, texts: Sequence[str]) -> Sampler:
+    """Samples of a passage that are there already."""
+    return lambda number: (texts[number], row) if number < len(texts) else None

@@ -28,6 +28,8 @@ _METHODS: dict[str, tuple[Callable[[Job], Method], str]] = {
     "spans": (others.spans, "recurring span"),
     BM25: (pairing.cuts_of_passages, "word"),
 }
+# Their queries are cut from another passage than the one they are paired with.
+_OF_OTHERS = ("neighbours", "spans", BM25)
 
 
 def counted(method: str) -> tuple[str, ...]:
@@ -62,7 +64,7 @@ def open_method(job: Job) -> Callable[[Int64], Made]:
 
 
 def _fill(job: Job, rows: Int64, method: Method, without: str) -> Made:
-    texts: list[str] = []
+    samples: list[tuple[str, int]] = []
     lengths: list[int] = []
     counts: collections.Counter[str] = collections.Counter()
     # A query that is all of its passage, with or without the title, teaches nothing.
@@ -71,6 +73,7 @@ def _fill(job: Job, rows: Int64, method: Method, without: str) -> Made:
         found = fill(sample, whole, job.quota, job.n_extra)
         counts.update(found.counts)
         counts[without] += not found.counts["drawn"]
-        texts += found.texts
-        lengths.append(len(found.texts))
-    return Made(texts, np.repeat(rows, lengths), counts)
+        samples += found.samples
+        lengths.append(len(found.samples))
+    sources = np.array([source for _, source in samples], np.int64) if job.config.method in _OF_OTHERS else None
+    return Made([text for text, _ in samples], np.repeat(rows, lengths), sources, counts)

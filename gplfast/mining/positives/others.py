@@ -10,7 +10,7 @@ import numpy as np
 from gplfast.errors import DataError
 from gplfast.mining.bm25 import stop_words
 from gplfast.mining.positives import documents, recurring
-from gplfast.mining.positives.job import N_CUT, Job, Method, Sampler
+from gplfast.mining.positives.job import N_CUT, Job, Method, Sample, Sampler
 from gplfast.mining.positives.text import Words, draws, pick
 
 if TYPE_CHECKING:
@@ -34,15 +34,18 @@ def neighbours(job: Job) -> Method:
             "one title, one after the other, or use another method, e.g. crop"
         )
 
-    def sample(row: int, near: list[Words], number: int) -> str | None:
+    def sample(row: int, near: list[tuple[int, Words]], number: int) -> Sample | None:
+        if not near:
+            return None
         random = draws(job.seed, "near", row, number, 1 + N_CUT)
-        return job.cut(near[pick(random[0], len(near))], random[1:]) if near else None
+        source, words = near[pick(random[0], len(near))]
+        return job.cut(words, random[1:]), source
 
     def of(rows: Int64) -> Iterator[Sampler]:
         for row in rows.tolist():
             near = documents.neighbours(row, int(starts[row]), int(stops[row]))
-            found = [words for body in job.bodies(near) if (words := Words.of(body))]
-            yield functools.partial(sample, row, found)
+            found = [(other, Words.of(body)) for other, body in zip(near, job.bodies(near), strict=True)]
+            yield functools.partial(sample, row, [(other, words) for other, words in found if words])
 
     return of
 
@@ -92,16 +95,18 @@ class _Searched:
         for row, number in zip(rows.tolist(), np.searchsorted(self._rows, rows).tolist(), strict=True):
             yield functools.partial(self._sample, row, number)
 
-    def _sample(self, row: int, passage: int, number: int) -> str | None:
+    def _sample(self, row: int, passage: int, number: int) -> Sample | None:
         config, found = self._job.config, self._found
         random = draws(self._job.seed, "span", row, number, recurring.N_RANDOM)
         at = recurring.draw(found, passage, random)
         if at is None:
             return None
-        return recurring.window(
-            self._texts[int(found.passages[at])],
+        source = int(found.passages[at])
+        query = recurring.window(
+            self._texts[source],
             (int(found.firsts[at]), int(found.lengths[at])),
             (config.span_window_min, config.span_window_max),
             config.span_keep,
             random[2:],
         )
+        return query, int(self._rows[source])

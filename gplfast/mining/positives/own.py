@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gplfast.errors import DataError
 from gplfast.mining.bm25 import Bm25
 from gplfast.mining.positives import cuts, salient
-from gplfast.mining.positives.job import Job, Method, Sampler, in_order
+from gplfast.mining.positives.job import Job, Method, Sample, Sampler, in_order
 from gplfast.mining.positives.text import Span, Words, draws, pick, sentences
 from gplfast.positive_settings import ENCODER
 
@@ -30,7 +30,7 @@ def ict(job: Job) -> Method:
 
     def of(rows: Int64) -> Iterator[Sampler]:
         for row, body in zip(rows.tolist(), job.bodies(rows), strict=True):
-            yield in_order(cuts.shuffled_sentences(body, seed=job.seed, row=row))
+            yield in_order(row, cuts.shuffled_sentences(body, seed=job.seed, row=row))
 
     return of
 
@@ -42,8 +42,9 @@ def crop(job: Job) -> Method:
         for row, body in zip(rows.tolist(), job.bodies(rows), strict=True):
             words = Words.of(body)
 
-            def sample(number: int, row: int = row, words: Words = words) -> str | None:
-                return cuts.crop(words, job.ratios, draws(job.seed, "crop", row, number, 2)) if words else None
+            def sample(number: int, row: int = row, words: Words = words) -> Sample | None:
+                random = draws(job.seed, "crop", row, number, 2)
+                return (cuts.crop(words, job.ratios, random), row) if words else None
 
             yield sample
 
@@ -59,9 +60,9 @@ def noise(job: Job) -> Method:
         words = Words.of(job.corpus.text(pick(where, len(job.corpus))))
         return words.run(pick(which, len(words)), 1) if words else ""
 
-    def sample(row: int, words: Words, number: int) -> str | None:
+    def sample(row: int, words: Words, number: int) -> Sample | None:
         random = draws(job.seed, "noise", row, number, cuts.n_random(len(words), job.ratios))
-        return cuts.noisy_crop(words, job.ratios, fates, random, other_word) if words else None
+        return (cuts.noisy_crop(words, job.ratios, fates, random, other_word), row) if words else None
 
     def of(rows: Int64) -> Iterator[Sampler]:
         for row, body in zip(rows.tolist(), job.bodies(rows), strict=True):
@@ -83,8 +84,8 @@ def title(job: Job) -> Method:
         )
 
     def of(rows: Int64) -> Iterator[Sampler]:
-        for name in job.corpus.titles(rows):
-            yield in_order([name] if name.strip() else [])
+        for row, name in zip(rows.tolist(), job.corpus.titles(rows), strict=True):
+            yield in_order(row, [name] if name.strip() else [])
 
     return of
 
@@ -98,12 +99,12 @@ def salient_parts(job: Job) -> Method:
         bodies = job.bodies(rows)
         places = [_candidates(job, row, body) for row, body in zip(rows.tolist(), bodies, strict=True)]
         texts = [[body[start:end] for start, end in spans] for body, spans in zip(bodies, places, strict=True)]
-        for body, spans, scores in zip(bodies, places, scorer(rows, texts), strict=True):
+        for row, body, spans, scores in zip(rows.tolist(), bodies, places, scorer(rows, texts), strict=True):
             best = [spans[number] for number in salient.order(scores)]
             if config.salient_masked:
-                yield in_order([salient.masked(body, span, config.mask_text) for span in best])
+                yield in_order(row, [salient.masked(body, span, config.mask_text) for span in best])
             else:
-                yield in_order([body[start:end] for start, end in best])
+                yield in_order(row, [body[start:end] for start, end in best])
 
     return of
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from gplfast.mining.bm25 import Bm25
 from gplfast.mining.lists import Lists, from_sequences, same_text_groups, single, widen
-from gplfast.mining.positives.job import N_CUT, Job, Method, Sampler
+from gplfast.mining.positives.job import N_CUT, Job, Method, Sample, Sampler
 from gplfast.mining.positives.quota import Made
 from gplfast.mining.positives.text import Words, draws, one_line
 
@@ -30,8 +30,8 @@ def cuts_of_passages(job: Job) -> Method:
     """
     job.need_others()
 
-    def sample(row: int, words: Words, number: int) -> str | None:
-        return job.cut(words, draws(job.seed, "bm25", row, number, N_CUT)) if words else None
+    def sample(row: int, words: Words, number: int) -> Sample | None:
+        return (job.cut(words, draws(job.seed, "bm25", row, number, N_CUT)), row) if words else None
 
     def of(rows: Int64) -> Iterator[Sampler]:
         for row, body in zip(rows.tolist(), job.bodies(rows), strict=True):
@@ -63,7 +63,7 @@ def given(job: Job, texts: Sequence[str]) -> Callable[[Int64], Made]:
         chosen = [lines[item] for item in items.tolist() if first[lines[item]] == item]
         counts = collections.Counter({"drawn": len(items), "duplicate": len(items) - len(chosen)})
         nothing = from_sequences([[] for _ in chosen])
-        return _paired(index, Made(chosen, np.zeros(len(chosen), np.int64), counts), nothing)
+        return _paired(index, Made(chosen, np.zeros(len(chosen), np.int64), None, counts), nothing)
 
     return make
 
@@ -72,4 +72,5 @@ def _paired(index: Bm25, made: Made, excluded: Lists) -> Made:
     best = index.search(made.texts, 1, exclude=excluded).ids[:, 0]
     found = np.flatnonzero(best >= 0)
     counts = made.counts + collections.Counter({WITHOUT: len(best) - len(found)})
-    return Made([made.texts[number] for number in found], best[found], counts)
+    sources = None if made.sources is None else made.sources[found]
+    return Made([made.texts[number] for number in found], best[found], sources, counts)
