@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gplfast import positive_settings
 from gplfast.errors import ConfigError
 from gplfast.preset_settings import AUTO, PRESETS
 from gplfast.settings import Checked, coerce, field_types, setting
@@ -38,8 +39,8 @@ class InputConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateConfig(Checked):
-    """Queries from passages with a T5 generator (nucleus sampling, as GPL)."""
+class GenerateConfig(positive_settings.PositiveSettings):
+    """Queries from passages: with a T5 generator (nucleus sampling, as GPL), or by another `method`."""
 
     model: str = setting("nano:generator", "query generator: a directory, a hub name or nano:generator", output=False)
     queries_per_passage: int = setting(AUTO, "queries per passage (0: 250000 / passages, at least 3)", low=0)
@@ -54,6 +55,13 @@ class GenerateConfig(Checked):
     window: str = setting("head", "which part of a long passage a query is made from", choices=("head", "random"))
     prefix: str = setting("", "text put before each passage, e.g. 'generate query: '")
     batch_size: int = setting(32, "passages per batch", low=1, output=False)
+
+    @property
+    def needed_model(self) -> str:
+        """The name of the model that the method needs, "" where it needs none."""
+        if self.method == positive_settings.T5:
+            return self.model
+        return self.salient_model if positive_settings.uses_encoder(self) else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +249,7 @@ def check(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: Two settings do not fit each other.
     """
+    positive_settings.check(config.generate)
     mine, train = config.mine, config.train
     if not mine.retrievers:
         raise ConfigError("[mine] retrievers is empty; name at least one bi-encoder or bm25")

@@ -32,6 +32,10 @@ class Positives(Protocol):
     def positives(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """CSR (indptr int64 (n_queries + 1,), rows int64 (n,)): passage rows, each once per query."""
 
+    @property
+    def excluded(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """CSR (indptr, rows): the positives and whatever else is no negative either."""
+
     def __len__(self) -> int:
         """How many queries."""
 
@@ -84,6 +88,11 @@ class LabelledQueries:
     def positives(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """CSR (indptr, rows)."""
         return self.indptr, self.rows
+
+    @property
+    def excluded(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The positives."""
+        return self.positives
 
     @cached_property
     def fingerprint(self) -> str:
