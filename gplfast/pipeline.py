@@ -14,10 +14,11 @@ from gplfast.config import check as check_settings
 from gplfast.errors import ConfigError
 from gplfast.positive_settings import T5
 from gplfast.preset_settings import DEMO
+from gplfast.remining import Remining, SegmentExamples
 from gplfast.report import BM25, Bench, System, summary
 from gplfast.store.atomic import read_json, write_json
 from gplfast.store.manifest import Manifest, freshness
-from gplfast.systems import BASE_FILE, Systems
+from gplfast.systems import BASE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -55,8 +56,8 @@ class Adapted:
     """What a run made.
 
     Attributes:
-        model: The adapted retriever, a sentence-transformers directory (GPL's, or GenQ's when only that was asked for).
-        models: "gpl" and "genq" to their directories, those that were trained.
+        model: The adapted retriever, a sentence-transformers directory: the first of `models`.
+        models: "gpl", "rgpl", "genq" to their directories, those that were trained.
         report: What report.json holds, or None when nothing was evaluated.
         work: The work directory.
     """
@@ -67,7 +68,7 @@ class Adapted:
     work: Path
 
 
-class Pipeline(Systems):
+class Pipeline(Remining):
     """The steps over one corpus in one work directory; see `Artifacts` for what it is made with."""
 
     # ---- the steps
@@ -123,27 +124,38 @@ class Pipeline(Systems):
         )
 
     def train(self, student: str) -> Path:
-        """Train "gpl" or "genq"; returns the model's directory."""
+        """Train "gpl", "rgpl" or "genq"; returns the model's directory."""
         from gplfast.stages import train
 
         config, directory = self.student_config(student), self.directory(f"train {student}")
 
+        def rows(margins: Margins) -> Any:
+            return train.from_margins(self.corpus, self.queries(), margins)
+
         def examples() -> Any:
             if student == "genq":
                 return train.from_queries(self.corpus, self.queries())
-            return train.from_margins(self.corpus, self.queries(), self.margins())
+            return remining.first() if remining is not None else rows(self.margins())
 
-        base = self.model(config.base)
-        model = train.train(
-            examples,
-            base.path,
-            directory,
-            self.wanted(f"train {student}"),
-            config,
-            seed=self.config.seed,
-            threads=self.config.threads,
-            report=self.report,
-        )
+        base, wanted = self.model(config.base), self.wanted(f"train {student}")
+        fresh = freshness(directory, wanted).fresh
+        refreshes = self.refreshes() if student == "rgpl" and not fresh else None
+        remining = SegmentExamples(refreshes, rows) if refreshes is not None else None
+        try:
+            model = train.train(
+                examples,
+                base.path,
+                directory,
+                wanted,
+                config,
+                seed=self.config.seed,
+                threads=self.config.threads,
+                report=self.report,
+                remining=remining,
+            )
+        finally:
+            if refreshes is not None:
+                refreshes.close()
         # The manifest has the base's fingerprint only; the table's zero-shot needs the base itself.
         found = config.base if config.base.startswith("nano:") else str(base.path.resolve())
         write_json(directory / BASE_FILE, {"name": found})
@@ -213,7 +225,7 @@ class Pipeline(Systems):
         return Adapted(next(iter(models.values())), models, report, self.work.root)
 
     def step(self, step: str) -> Any:
-        """Do one step: "generate", "mine", "label", "train gpl" or "train genq"; returns what it made."""
+        """Do one step: "generate", "mine", "label", "train gpl", …; returns what it made."""
         name, _, student = step.partition(" ")
         work = functools.partial(self.train, student) if name == "train" else getattr(self, name)
         return self.timed(step, work, fresh=freshness(self.directory(step), self.wanted(step)).fresh)
@@ -290,9 +302,6 @@ class Pipeline(Systems):
             return self.serving.generator(path)
         return self.serving.encoder(path, "encoder")
 
-    def _open_teacher(self) -> Any:
-        return self.serving.teacher(self.model(self.config.label.model).path)
-
     def _opener(self, short: str, name: str) -> Callable[[], Any] | None:
         return None if name == BM25 else lambda: self.serving.encoder(self.model(name).path, short)
 
@@ -357,5 +366,5 @@ def demo(work: str | Path, *, threads: int = 0, report: Report | None = None) ->
     The collection is a part of MedQuAD (CC BY 4.0, see presets/demo/README.md); no bundled model saw it.
     """
     corpus = Path(__file__).resolve().parent / "presets" / "demo"
-    config = load_config(preset="nano", overrides={**DEMO, "loss": "both", "threads": threads})
+    config = load_config(preset="nano", overrides={**DEMO, "students": ("gpl", "genq"), "threads": threads})
     return adapt(corpus, work=work, config=config, evaluate=True, report=report)
