@@ -107,7 +107,7 @@ class Approximate:
         effort = max(EF_SEARCH, fetched) if self._kind == HNSW else self._nprobe
         most = len(self._docs) if self._kind == HNSW else self._index.nlist
         while len(pending):
-            lists = from_sequences([never.list(query) for query in pending])
+            lists = never.take(pending)
             found = self._scored(queries[pending], self._fetch(queries[pending], fetched, min(effort, most)), lists, k)
             answer.ids[pending], answer.scores[pending] = found.ids, found.scores
             pending = pending[(found.ids >= 0).sum(axis=1) < there[pending]]
@@ -115,7 +115,7 @@ class Approximate:
                 break
             effort *= 2
         if len(pending):
-            lists = from_sequences([never.list(query) for query in pending])
+            lists = never.take(pending)
             found = self._exact(queries[pending], k, lists)
             answer.ids[pending], answer.scores[pending] = found.ids, found.scores
         return answer
@@ -130,7 +130,7 @@ class Approximate:
             exclude: Of all queries.
         """
         rows = np.sort(permutation(0, "recall", 0, n_queries)[:RECALL_QUERIES])
-        lists = from_sequences([exclude.list(row) for row in rows])
+        lists = exclude.take(rows)
         exact, found = self._exact(queries(rows), k, lists), self.search(queries(rows), k, lists)
         n_both = sum(int(np.isin(a[a >= 0], b).sum()) for a, b in zip(exact.ids, found.ids, strict=True))
         return n_both / max(1, int((exact.ids >= 0).sum()))

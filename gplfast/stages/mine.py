@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -315,14 +315,15 @@ def _round_trip(job: _Job, shard: _Shard) -> npt.NDArray[np.bool_]:
 
 def _counts(job: _Job, shards: ShardSet) -> dict[str, int]:
     done = Negatives.from_table(shards.table(), str(shards.directory))
-    told = [json.loads(table.schema.metadata[_COUNTS]) for table in shards.tables()]
+    told: list[dict[str, Any]] = [json.loads(table.schema.metadata[_COUNTS]) for table in shards.tables()]
     n_dropped = sum(shard["dropped"] for shard in told)
     n_without = int((np.diff(done.union()[0]) == 0).sum())
     counts = {"queries": len(job.queries), "queries without negatives": n_without - n_dropped}
     if job.config.round_trip_top:
         counts["queries dropped by round trip"] = n_dropped
     counts |= {f"negatives {name}": len(ranked.docs) for name, ranked in done.lists.items()}
-    return counts | told[0].get("recall", {})
+    counts |= told[0].get("recall", {})
+    return counts
 
 
 def _dense(job: _Job, name: str, encoder: Encoder) -> Retriever:

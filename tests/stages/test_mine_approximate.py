@@ -61,12 +61,12 @@ def test_it_finds_nearly_what_the_exact_search_finds_and_scores_it_the_same(tmp_
 
 @KINDS
 def test_recall_is_measured_and_not_assumed(tmp_path, vectors, kind, monkeypatch):
-    """An index that looks at little finds little: two of the lists, or a graph of almost no effort."""
+    """An index that looks at little finds little: one of the lists, or a graph of almost no effort."""
     queries, docs = vectors
     monkeypatch.setattr("gplfast.mining.approximate.EF_SEARCH", 1)
     monkeypatch.setattr("gplfast.mining.approximate.M", 2)
     monkeypatch.setattr("gplfast.mining.approximate.EF_CONSTRUCTION", 2)
-    index = Approximate(docs, tmp_path / "index", kind=kind, metric="cosine", nprobe=2)
+    index = Approximate(docs, tmp_path / "index", kind=kind, metric="cosine", nprobe=1)
     nothing = from_sequences([[]] * 150)
     recall = index.recall(lambda rows: queries[rows], 150, 60, nothing)
     rows = np.sort(np.argsort(mine_words(150), kind="stable")[:100])
