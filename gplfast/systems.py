@@ -151,4 +151,6 @@ class Systems(Artifacts):
             kinds.append("bm25")
         if ("mine" in stale and BM25 in retrievers) or {BM25, BM25_TEACHER} & set(systems):
             kinds.append("bm25")
+        if "mine" in stale and self.config.mine.search != "exact":
+            kinds.append("approximate search")
         preflight.require([*kinds, "evaluation"] if evaluate else kinds)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gplfast.errors import ConfigError, DataError
-from gplfast.mining import dense, draws, semi_hard, sources
-from gplfast.mining.bm25 import Bm25, Ranking
+from gplfast.mining import dense, draws, retrievers, semi_hard, sources
+from gplfast.mining.approximate import Approximate
+from gplfast.mining.bm25 import Ranking
 from gplfast.mining.explicit import read_explicit
 from gplfast.mining.hard_positives import hardest
 from gplfast.mining.lists import Lists, same_text_groups, widen, without
@@ -30,25 +32,15 @@ if TYPE_CHECKING:
     from gplfast.config import MineConfig
     from gplfast.mining.dense import Encoder
     from gplfast.mining.lists import Int64
+    from gplfast.mining.retrievers import Retriever
     from gplfast.store.corpus import Corpus
     from gplfast.store.labelled import Positives
 
+logger = logging.getLogger(__name__)
 SHARD_QUERIES = 4096
 BM25 = sources.BM25
 _COUNTS = b"gplfast.counts"
 Report = Callable[[str, int, int], None]
-
-
-class Retriever(NamedTuple):
-    """A retriever over the queries, by their rows.
-
-    Attributes:
-        search: Their best passages, so many, some excluded.
-        pair_scores: float32, of each with each of the given passages, in their order; equal to the bit to the search's.
-    """
-
-    search: Callable[[Int64, int, Lists], Ranking]
-    pair_scores: Callable[[Int64, Lists], npt.NDArray[np.float32]]
 
 
 def manifest(inputs: dict[str, str], fingerprints: dict[str, str], config: MineConfig, seed: int = 0) -> Manifest:
@@ -206,29 +198,32 @@ class _Shard(NamedTuple):
 def _run(job: _Job, shards: ShardSet, encoders: dict[str, Callable[[], Encoder] | None]) -> None:
     n_queries = len(job.queries)
     missing = shards.missing(_n_shards(n_queries))
-    retrievers: dict[str, Retriever] = {}
+    opened: dict[str, Retriever] = {}
     for name, open_encoder in encoders.items():
         if missing:
-            retrievers[name] = _bm25(job) if open_encoder is None else _dense(job, name, open_encoder())
+            opened[name] = (
+                retrievers.bm25(job.corpus.texts(), job.queries.texts)
+                if open_encoder is None
+                else _dense(job, name, open_encoder())
+            )
+    recall = _recall(job, opened)
     for number in missing:
         start, stop = number * SHARD_QUERIES, min((number + 1) * SHARD_QUERIES, n_queries)
-        table = _mined(job, retrievers, np.arange(start, stop))
-        shards.write(number, table)
+        shards.write(number, _mined(job, opened, np.arange(start, stop), recall))
         if job.report is not None:
             job.report("mine", stop, n_queries)
     shards.finish(_counts(job, shards))
 
 
-def _mined(job: _Job, retrievers: Mapping[str, Retriever], queries: Int64) -> pa.Table:
-    """The negatives of a shard."""
+def _mined(job: _Job, opened: Mapping[str, Retriever], queries: Int64, recall: dict[str, int]) -> pa.Table:
+    """The negatives of a shard; with them what `_counts` cannot see in them."""
     planned = sources.plan(job.config)
     start, stop = (int(queries[0]), int(queries[-1]) + 1) if len(queries) else (0, 0)
     excluded, positives = job.excluded.part(start, stop), job.positives.part(start, stop)
     found = {
-        name: retriever.search(queries, _n_searched(job, planned, name), excluded)
-        for name, retriever in retrievers.items()
+        name: retriever.search(queries, _n_searched(job, planned, name), excluded) for name, retriever in opened.items()
     }
-    shard = _Shard(queries, found, retrievers, excluded, positives)
+    shard = _Shard(queries, found, opened, excluded, positives)
     kept = _round_trip(job, shard)
     chosen = {source.column: _chosen(job, source, _candidates(job, source, shard), shard) for source in planned}
     negatives = Negatives.from_padded(
@@ -243,8 +238,20 @@ def _mined(job: _Job, retrievers: Mapping[str, Retriever], queries: Int64) -> pa
         _hard_positives(job, shard),
     )
     table = negatives.table()
-    counts = {_COUNTS: json.dumps({"dropped": int((~kept).sum())})}
+    counts = {_COUNTS: json.dumps({"dropped": int((~kept).sum()), **({"recall": recall} if recall else {})})}
     return table.replace_schema_metadata({**table.schema.metadata, **counts})
+
+
+def _recall(job: _Job, opened: Mapping[str, Retriever]) -> dict[str, int]:
+    """How much of the exact answer each approximate retriever finds, for the counts of the manifest."""
+    found = {}
+    for name, retriever in opened.items():
+        if retriever.recall is not None:
+            k = _n_searched(job, sources.plan(job.config), name)
+            share = retriever.recall(k, job.excluded)
+            logger.info("%s: %s finds %.3f of the exact %d best", name, job.config.search, share, k)
+            found[f"recall@{k} {name}, per mille"] = round(1000 * share)
+    return found
 
 
 def _n_searched(job: _Job, planned: Sequence[sources.Source], retriever: str) -> int:
@@ -308,26 +315,20 @@ def _round_trip(job: _Job, shard: _Shard) -> npt.NDArray[np.bool_]:
 
 def _counts(job: _Job, shards: ShardSet) -> dict[str, int]:
     done = Negatives.from_table(shards.table(), str(shards.directory))
-    n_dropped = sum(json.loads(table.schema.metadata[_COUNTS])["dropped"] for table in shards.tables())
+    told: list[dict[str, Any]] = [json.loads(table.schema.metadata[_COUNTS]) for table in shards.tables()]
+    n_dropped = sum(shard["dropped"] for shard in told)
     n_without = int((np.diff(done.union()[0]) == 0).sum())
     counts = {"queries": len(job.queries), "queries without negatives": n_without - n_dropped}
     if job.config.round_trip_top:
         counts["queries dropped by round trip"] = n_dropped
-    return counts | {f"negatives {name}": len(ranked.docs) for name, ranked in done.lists.items()}
-
-
-def _bm25(job: _Job) -> Retriever:
-    index = Bm25(job.corpus.texts())
-    texts = job.queries.texts
-    return Retriever(
-        lambda queries, k, excluded: index.search([texts[query] for query in queries], k, exclude=excluded),
-        lambda queries, pairs: index.pair_scores([texts[query] for query in queries], pairs),
-    )
+    counts |= {f"negatives {name}": len(ranked.docs) for name, ranked in done.lists.items()}
+    counts |= told[0].get("recall", {})
+    return counts
 
 
 def _dense(job: _Job, name: str, encoder: Encoder) -> Retriever:
-    metric = _metric_of(job.config)[name]
-    embed = functools.partial(dense.embed, encoder, root=job.embeddings, batch_size=job.config.batch_size)
+    config = job.config
+    embed = functools.partial(dense.embed, encoder, root=job.embeddings, batch_size=config.batch_size)
     docs = embed(
         job.corpus.texts,
         len(job.corpus),
@@ -342,12 +343,20 @@ def _dense(job: _Job, name: str, encoder: Encoder) -> Retriever:
         kind="query",
         progress=job.show(f"embed queries ({name})"),
     )
-    return Retriever(
-        lambda queries, k, excluded: dense.search(
-            vectors[queries], docs, k, exclude=excluded, metric=metric, threads=job.threads
-        ),
-        lambda queries, pairs: dense.pair_scores(vectors[queries], docs, pairs, metric=metric, threads=job.threads),
+    metric = _metric_of(config)[name]
+    if config.search == "exact":
+        return retrievers.exact(vectors, docs, metric=metric, threads=job.threads)
+    identity = dense.embeddings_identity(encoder, job.corpus.fingerprint, "document")
+    index = Approximate(
+        docs,
+        job.embeddings / f"{identity[:24]}-{metric}.{config.search}",
+        kind=config.search,
+        metric=metric,
+        nprobe=config.nprobe,
+        threads=job.threads,
+        progress=job.show(f"index passages ({name})"),
     )
+    return retrievers.approximate(vectors, docs, index, metric=metric, threads=job.threads)
 
 
 def _n_shards(n_queries: int) -> int:
