@@ -120,7 +120,7 @@ def load(directory: Path, made: Manifest, *, n_queries: int, n_passages: int) ->
 
 
 def exclusions(corpus: Corpus, queries: GeneratedQueries, *, duplicates: bool) -> Lists:
-    """Per query the rows that are no negatives: its passage, what it was cut from, and those of the same text if asked."""
+    """Per query the rows that are no negatives: its passage, what it was cut from, and, if asked, their copies."""
     positives = single(queries.passages)
     if queries.sources is not None:
         positives = from_sequences(list(np.stack([queries.passages, queries.sources], axis=1)))
