@@ -54,7 +54,7 @@ def crop_bounds(n_words: int, ratios: Ratios, random: Random) -> tuple[int, int]
         ratios: The ratio is at least the first and below the second.
         random: uint64, at least 2 words.
 
-    Source: independent cropping (Izacard et al. 2022, Contriever, section 3.1; `randomcrop` of its code).
+    Source: independent cropping (Izacard et al. 2022, Contriever, "Building positive pairs"; `randomcrop` of its code).
     """
     low, high = ratios
     length = int(n_words * (low + (high - low) * uniform(random[0])))

@@ -54,7 +54,7 @@ def given(job: Job, texts: Sequence[str]) -> Callable[[Int64], Made]:
     """What gives each real query its best passage by BM25; equal queries count once.
 
     Source: query with its top BM25 passage; pseudo-positives of unlabelled queries as in RocketQA (Qu et al. 2021,
-        section 3.2.3), where a teacher keeps those above 0.9: here `label.keep_share` and the filters do that.
+        "Data augmentation"), where a teacher keeps those above 0.9: here `label.keep_share` and the filters do that.
     """
     index, lines = Bm25(job.corpus.texts()), [one_line(text) for text in texts]
     first = {line: number for number, line in reversed(list(enumerate(lines)))}

@@ -89,7 +89,7 @@ def find(
     Returns:
         The occurrences. Where the same passage has a span twice, both are there.
 
-    Source: recurring span retrieval (Ram et al. 2022, Spider, section 3.1, and `preprocess_corpus.py` of its code).
+    Source: Ram et al. 2022 (Spider), "Recurring span retrieval", and `preprocess_corpus.py` of its code.
         Different here: words are runs of letters and digits instead of spaCy's tokens, the longest span has `longest`
         words (the code's has one less), and no passage of a document is left out (its last one is, there, because
         Wikipedia's was filled up with the document's beginning).

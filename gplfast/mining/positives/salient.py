@@ -25,8 +25,7 @@ def random_spans(words: Words, n: int, low: int, high: int, random: Random) -> l
         high: Most words.
         random: uint64, at least 2 n words.
 
-    Source: the candidates of AugTriever's query extraction (Meng et al. 2022, QExt, section 3.1; 16 of 4 to 16 words in
-        its code).
+    Source: Meng et al. 2022 (AugTriever), "Query extraction"; its code draws 16 of 4 to 16 words.
     """
     found = []
     for number in range(n if len(words) else 0):
@@ -45,8 +44,8 @@ def order(scores: npt.NDArray[np.float32]) -> Int64:
 def masked(text: str, span: Span, mask_text: str) -> str:
     """The sentence (or sentences) around a span, the span replaced.
 
-    Source: salient span masking (Guu et al. 2020, REALM, section 3.4), as queries for retrieval in Sachan et al. 2021;
-        there the spans are named entities and dates.
+    Source: Guu et al. 2020 (REALM), "Salient span masking"; as queries for retrieval in Sachan et al. 2021. There
+        the spans are named entities and dates.
     """
     around = [place for place in sentences(text) if place[0] < span[1] and span[0] < place[1]]
     return f"{text[around[0][0] : span[0]]}{mask_text}{text[span[1] : around[-1][1]]}"
