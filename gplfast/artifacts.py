@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gplfast.errors import ArtifactError, ConfigError, DataError
+from gplfast.loss_settings import GUIDED, MARGIN_MSE, MNRL
 from gplfast.report import BM25
 from gplfast.serving import Serving, served_fingerprint
 from gplfast.store.corpus import Corpus, load_corpus, load_queries
@@ -19,7 +20,7 @@ from gplfast.store.workdir import WorkDir
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from gplfast.config import RunConfig
+    from gplfast.config import RunConfig, TrainConfig
     from gplfast.stages.evaluate import Judged
     from gplfast.store.generated import GeneratedQueries
     from gplfast.store.margins import Margins
@@ -137,6 +138,15 @@ class Artifacts:
         """The model of this name, looked up once."""
         return self._models.setdefault(name, ModelFile(name))
 
+    def guide(self, config: TrainConfig) -> ModelFile | None:
+        """The bi-encoder that guides a student's loss: its base where none is named, None where the loss has none."""
+        return self.model(config.guide or config.base) if config.loss in GUIDED else None
+
+    def guide_fingerprint(self, config: TrainConfig) -> str:
+        """Of the guide; empty where the loss has none."""
+        guide = self.guide(config)
+        return "" if guide is None else guide.fingerprint
+
     @property
     def collection(self) -> str:
         """What the report calls the corpus: the name of its folder or file."""
@@ -159,15 +169,15 @@ class Artifacts:
         if step == "mine":
             return mine.manifest(inputs, self._retriever_fingerprints(), config.mine)
         if step == "train genq":
-            base = self.model(config.genq.base).fingerprint
-            return train.manifest(inputs, base, config.genq, train.MNRL, seed)
+            base, loss = self.model(config.genq.base).fingerprint, config.genq.chosen_loss(MNRL)
+            return train.manifest(inputs, base, config.genq, loss, seed, guide=self.guide_fingerprint(config.genq))
         if step == "label":
             inputs["negatives"] = self._input("mine").key
             return label.manifest(inputs, self._served(config.label.model), config.label, config.train, seed)
         if step == "train gpl":
             inputs["margins"] = self._input("label").key
-            base = self.model(config.train.base).fingerprint
-            return train.manifest(inputs, base, config.train, train.MARGIN_MSE, seed)
+            base, loss = self.model(config.train.base).fingerprint, config.train.chosen_loss(MARGIN_MSE)
+            return train.manifest(inputs, base, config.train, loss, seed, guide=self.guide_fingerprint(config.train))
         raise ConfigError(f"step is {step!r} but must be one of generate, mine, label, train gpl, train genq")
 
     def _input(self, step: str) -> Manifest:

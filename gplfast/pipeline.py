@@ -127,9 +127,11 @@ class Pipeline(Systems):
         config, directory = self.student_config(student), self.directory(f"train {student}")
 
         def examples() -> Any:
+            found = self.guide(config)
+            guide = None if found is None else found.path
             if student == "genq":
-                return train.from_queries(self.corpus, self.queries())
-            return train.from_margins(self.corpus, self.queries(), self.margins())
+                return train.from_queries(self.corpus, self.queries(), guide)
+            return train.from_margins(self.corpus, self.queries(), self.margins(), config, guide)
 
         base = self.model(config.base)
         model = train.train(

@@ -51,8 +51,9 @@ def fit(
 ) -> Fit:
     """Train in place, going on from the newest whole checkpoint of the same key and precision.
 
-    MarginMSE when the examples have margins: rows in file order, dot or cosine as the configuration says. Otherwise
-    MultipleNegativesRanking: shuffled per epoch, no passage (by text) twice in a batch.
+    The loss is the configuration's, by default MarginMSE for rows with margins and MultipleNegativesRanking for others.
+    Rows with negatives are taken in file order, and where the batch's passages are negatives of each other so that none
+    is another row's positive; others are shuffled per epoch, no passage (by text) twice in a batch.
 
     Raises:
         UnavailableError: bf16 was asked for and the device does not have it.
@@ -63,7 +64,7 @@ def fit(
     trainer = _trainer_class()(
         model=student,
         args=_arguments(checkpoints, config, examples, n_steps=n_steps, seed=seed, precision=precision),
-        train_dataset=training_rows.dataset(examples),
+        train_dataset=training_rows.dataset(examples, config),
         loss=training_rows.loss(student, config, examples),
         data_collator=training_rows.collator(student, examples),
         callbacks=[_callback(mark, progress)],
@@ -92,7 +93,7 @@ def _arguments(
         lr_scheduler_type="linear",
         optim="adamw_torch",
         max_grad_norm=config.max_grad_norm,
-        batch_sampler=training_rows.file_order if examples.margins is not None else "no_duplicates",
+        batch_sampler=training_rows.batch_sampler(examples, config),
         # A last batch that is not full would have fewer negatives in GenQ; with less than one batch it is all there is.
         dataloader_drop_last=len(examples.queries) >= config.batch_size,
         dataloader_pin_memory=on_gpu,
