@@ -259,7 +259,7 @@ TRAINED = [
 
 def training(world, folder, loss, n_negatives, more, **changes):
     config = with_(
-        loss=loss, steps=24, batch_size=8, learning_rate=3e-3, warmup_steps=1, checkpoint_steps=10, **more, **changes
+        loss=loss, steps=24, batch_size=8, learning_rate=1e-3, warmup_steps=1, checkpoint_steps=10, **more, **changes
     )
     rows = rows_of(world, n_negatives, n=8)
     if n_negatives:  # every step sees the same eight rows; those of GenQ come again in each epoch
@@ -270,20 +270,18 @@ def training(world, folder, loss, n_negatives, more, **changes):
     return path, json.loads((folder / "training.json").read_text())
 
 
-def before_and_after(world, path, loss, n_negatives, more):
-    config = with_(loss=loss, **more)
-    students.prepare(0, 1)
-    rows = rows_of(world, n_negatives, n=8)
-    rows, _ = train.prepare_labels(rows, students.open_student(world.student, config), config)
-    return [value(world, config, rows, students.open_student(base, config))[0] for base in (world.student, path)]
+def first_and_last(report):
+    """Mean loss of the first and of the last six steps, which all see the same eight rows, with dropout."""
+    values = [step["loss"] for step in report["losses"]]
+    assert len(values) == 24
+    return np.mean(values[:6]), np.mean(values[-6:])
 
 
 @pytest.mark.parametrize(("loss", "n_negatives", "more"), TRAINED)
 def test_training_lowers_the_loss(tmp_path, world, loss, n_negatives, more):
-    path, report = training(world, tmp_path, loss, n_negatives, more)
-    assert len(report["losses"]) == 24
-    before, after = before_and_after(world, path, loss, n_negatives, more)
-    assert after < 0.7 * before, report
+    _, report = training(world, tmp_path, loss, n_negatives, more)
+    first, last = first_and_last(report)
+    assert last < 0.8 * first, report
 
 
 @pytest.mark.parametrize(("loss", "n_negatives"), [("kl", 2), ("cached-mnrl", 2), ("cached-gist", 2)])
@@ -292,10 +290,10 @@ def test_training_in_bf16_works(tmp_path, world, loss, n_negatives):
         students.resolve_precision("bf16")
     except UnavailableError as error:
         pytest.skip(str(error))
-    path, report = training(world, tmp_path, loss, n_negatives, {}, precision="bf16")
+    _, report = training(world, tmp_path, loss, n_negatives, {}, precision="bf16")
     assert report["precision"] == "bf16"
-    before, after = before_and_after(world, path, loss, n_negatives, {})
-    assert after < 0.7 * before, report
+    first, last = first_and_last(report)
+    assert last < 0.8 * first, report
 
 
 @pytest.mark.parametrize(("loss", "n_negatives"), [("cached-mnrl", 2), ("gist", 1)])
