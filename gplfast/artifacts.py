@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gplfast.errors import ArtifactError, ConfigError, DataError
+from gplfast.loss_settings import GUIDED, MARGIN_MSE, MNRL
 from gplfast.report import BM25
 from gplfast.serving import Serving, served_fingerprint
 from gplfast.store.corpus import Corpus, load_corpus, load_queries
@@ -19,7 +20,7 @@ from gplfast.store.workdir import WorkDir
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from gplfast.config import RunConfig
+    from gplfast.config import RunConfig, TrainConfig
     from gplfast.stages.evaluate import Judged
     from gplfast.store.corpus import Queries
     from gplfast.store.generated import GeneratedQueries
@@ -143,6 +144,15 @@ class Artifacts:
         """The model of this name, looked up once."""
         return self._models.setdefault(name, ModelFile(name))
 
+    def guide(self, config: TrainConfig) -> ModelFile | None:
+        """The bi-encoder that guides a student's loss: its base where none is named, None where the loss has none."""
+        return self.model(config.guide or config.base) if config.loss in GUIDED else None
+
+    def guide_fingerprint(self, config: TrainConfig) -> str:
+        """Of the guide; empty where the loss has none."""
+        guide = self.guide(config)
+        return "" if guide is None else guide.fingerprint
+
     @property
     def collection(self) -> str:
         """What the report calls the corpus: the name of its folder or file."""
@@ -167,8 +177,8 @@ class Artifacts:
         if step == "mine":
             return mine.manifest(inputs, self._retriever_fingerprints(), config.mine, seed)
         if step == "train genq":
-            base = self.model(config.genq.base).fingerprint
-            return train.manifest(inputs, base, config.genq, train.MNRL, seed)
+            base, loss = self.model(config.genq.base).fingerprint, config.genq.chosen_loss(MNRL)
+            return train.manifest(inputs, base, config.genq, loss, seed, guide=self.guide_fingerprint(config.genq))
         if step == "label":
             inputs["negatives"] = self._input("mine").key
             return label.manifest(inputs, self._served(config.label.model), config.label, config.train, seed)
@@ -176,8 +186,8 @@ class Artifacts:
             return self._wanted_rgpl(inputs)
         if step == "train gpl":
             inputs["margins"] = self._input("label").key
-            base = self.model(config.train.base).fingerprint
-            return train.manifest(inputs, base, config.train, train.MARGIN_MSE, seed)
+            base, loss = self.model(config.train.base).fingerprint, config.train.chosen_loss(MARGIN_MSE)
+            return train.manifest(inputs, base, config.train, loss, seed, guide=self.guide_fingerprint(config.train))
         raise ConfigError(
             f"step is {step!r} but must be one of generate, mine, label, train gpl, train rgpl, train genq"
         )
@@ -187,8 +197,9 @@ class Artifacts:
 
         config = self.config
         inputs["negatives"] = self._input("mine").key
-        base = self.model(config.train.base).fingerprint
-        made = train.manifest(inputs, base, config.train, train.MARGIN_MSE, config.seed)
+        base, loss = self.model(config.train.base).fingerprint, config.train.chosen_loss(MARGIN_MSE)
+        guide = self.guide_fingerprint(config.train)
+        made = train.manifest(inputs, base, config.train, loss, config.seed, guide=guide)
         mine = {"exclude_duplicates": config.mine.exclude_duplicates}
         return refresh.manifest(made, self._served(config.label.model), config.label, config.refresh, mine)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from gplfast import positive_settings
 from gplfast.errors import ConfigError
+from gplfast.loss_settings import LossConfig, check_loss
 from gplfast.preset_settings import AUTO, PRESETS
 from gplfast.settings import Checked, coerce, field_types, setting
 from gplfast.settings_file import read_settings_file
@@ -113,9 +114,18 @@ class MineConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class LabelConfig(Checked):
-    """Margins of a cross-encoder teacher, one positive and one negative per visit."""
+    """Margins of a cross-encoder teacher, or of several averaged, one positive and its negatives per visit."""
 
     model: str = setting("nano:teacher", "cross-encoder: a directory, a hub name or nano:teacher", output=False)
+    more_models: tuple[str, ...] = setting(
+        (), "more cross-encoders, whose scores are averaged with the first one's", output=False
+    )
+    average: str = setting(
+        "scaled",
+        "of several teachers; scaled: each brought to the first one's mean |margin|; raw: scores as they are",
+        choices=("scaled", "raw"),
+        added=True,
+    )
     max_seq_length: int = setting(350, "query and passage are each cut to this many teacher tokens", low=1)
     activation: str = setting("identity", "identity: raw logits; default: as the model says", choices=_ACTIVATIONS)
     relevance_label: str = setting("", "of a teacher with several labels: the relevance, by name or number")
@@ -125,8 +135,8 @@ class LabelConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig(Checked):
-    """The student, trained with MarginMSE (GPL) or MultipleNegativesRanking (GenQ)."""
+class TrainConfig(LossConfig):
+    """The student, by default trained with MarginMSE (GPL) or MultipleNegativesRanking (GenQ)."""
 
     base: str = setting("nano:student", "the student before training: directory, hub name, nano:student", output=False)
     similarity: str = setting("dot", "the student's similarity", choices=("dot", "cosine"))
@@ -152,7 +162,6 @@ class TrainConfig(Checked):
         0.0, "mean |margin| after automatic rescaling, in cosine units (0: the student's own before training)", low=0.0
     )
     label_clip: float = setting(3.0, "largest |margin| after automatic rescaling, in units of the mean", low=1.0)
-    scale: float = setting(20.0, "similarity multiplier of MultipleNegativesRanking (1 for dot)", low=1e-6)
     checkpoint_steps: int = setting(10_000, "save a checkpoint to go on from every so many steps", low=1, output=False)
     precision: str = setting("auto", "auto: bf16 where the device computes in it", choices=("auto", "fp32", "bf16"))
 
@@ -296,6 +305,12 @@ def check(config: RunConfig) -> RunConfig:
     ):
         given = ", ".join(str(value) for value in train.rescale_range)
         raise ConfigError(f"[train] rescale_range is ({given}) but must be two numbers, minimum <= 0 <= maximum")
+    check_loss(train, "train")
+    check_loss(config.genq, "genq")
+    if config.label.model in config.label.more_models or len({*config.label.more_models}) < len(
+        config.label.more_models
+    ):
+        raise ConfigError(f"[label] names a teacher twice: {config.label.model}, {', '.join(config.label.more_models)}")
     return config
 
 

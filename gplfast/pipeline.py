@@ -129,12 +129,15 @@ class Pipeline(Remining):
 
         config, directory = self.student_config(student), self.directory(f"train {student}")
 
+        guide_file = self.guide(config)
+        guide = None if guide_file is None else guide_file.path
+
         def rows(margins: Margins) -> Any:
-            return train.from_margins(self.corpus, self.queries(), margins)
+            return train.from_margins(self.corpus, self.queries(), margins, config, guide)
 
         def examples() -> Any:
             if student == "genq":
-                return train.from_queries(self.corpus, self.queries())
+                return train.from_queries(self.corpus, self.queries(), guide)
             return remining.first() if remining is not None else rows(self.margins())
 
         base, wanted = self.model(config.base), self.wanted(f"train {student}")

@@ -100,7 +100,7 @@ def export_gpl(pipeline: Pipeline, folder: str | Path) -> list[Path]:
         found = gpl.HardNegatives(pipeline.negatives(), positives)
         gpl.write_hard_negatives(written[-1], found, corpus, queries)
     if (pipeline.directory("label") / "manifest.json").is_file():
-        margins = pipeline.margins()
+        margins = pipeline.margins().one_negative_each()
         written.append(root / gpl.TRAINING_DATA_FILE)
         data = gpl.TrainingData(margins.queries, margins.positives, margins.negatives, margins.margins)
         gpl.write_training_data(written[-1], data, corpus, queries)

@@ -129,7 +129,10 @@ class Systems(Artifacts):
             preflight.teacher(self.model(config.label.model).path, config.label)
         for step in steps:
             if step.startswith("train"):
-                preflight.bi_encoder(self.model(self.student_config(step.split()[1]).base).path, "student")
+                student = self.student_config(step.split()[1])
+                preflight.bi_encoder(self.model(student.base).path, "student")
+                if (guide := self.guide(student)) is not None:
+                    preflight.bi_encoder(guide.path, "guide")
         if "zero-shot" in systems and (model := self.system("zero-shot").model) is not None:
             preflight.bi_encoder(model, "student")
         for name in extra:

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gplfast.models import training_rows
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -42,15 +40,16 @@ class Segments:
 class SegmentRows:
     """The rows of the segment that is trained on."""
 
-    def __init__(self, segments: Segments, batch_size: int, collators: Callable[[Examples], Any]) -> None:
+    def __init__(self, segments: Segments, prepared: Callable[[Examples], tuple[Any, Any]], batch_size: int) -> None:
         """No rows yet.
 
         Args:
             segments: How to get them.
+            prepared: Gives rows of some examples as the trainer takes them, and what makes batches of these; see
+                `training_rows.dataset` and `training_rows.collator`.
             batch_size: Rows of a step.
-            collators: Gives what makes batches of rows of some examples, see `training_rows.collator`.
         """
-        self._segments, self._batch_size, self._collators = segments, batch_size, collators
+        self._segments, self._batch_size, self._prepared = segments, batch_size, prepared
         self._first_step = -1
         self._data: Any = None
         self._collator: Any = None
@@ -61,7 +60,7 @@ class SegmentRows:
         if first == self._first_step:
             return
         examples = self._segments.remine(first, encoder(), step == first)
-        self._data, self._collator = training_rows.dataset(examples), self._collators(examples)
+        self._data, self._collator = self._prepared(examples)
         self._first_step = first
 
     def batch(self, rows: list[int]) -> dict[str, Any]:

@@ -90,18 +90,20 @@ def margins(student: Any, examples: Examples, similarity: str, n_rows: int) -> n
     """The student's own margins sim(q, p+) - sim(q, p-) on the first rows, float32."""
     if examples.negatives is None:
         return np.empty(0, np.float32)
-    matrices = []
+    # Of several negatives the first: they were drawn alike, so its margins are spread as the others' are.
+    negatives = examples.negatives.reshape(len(examples.negatives), -1)[:, 0]
+    matrices: list[npt.NDArray[np.float64]] = []
     for text, rows, kind in (
         (examples.query_text, examples.queries, "query"),
         (examples.passage_text, examples.positives, "document"),
-        (examples.passage_text, examples.negatives, "document"),
+        (examples.passage_text, negatives, "document"),
     ):
         texts = [prompt(student, kind) + text(int(row)) for row in rows[:n_rows]]
         matrix = np.asarray(student.encode(texts, prompt="", show_progress_bar=False), np.float64)
         norms = np.linalg.norm(matrix, axis=1, keepdims=True) if similarity == "cosine" else np.ones((1, 1))
         matrices.append(matrix / np.maximum(norms, 1e-12))
-    queries, positives, negatives = matrices
-    difference: npt.NDArray[np.float32] = (queries * (positives - negatives)).sum(axis=1).astype(np.float32)
+    asked, near, far = matrices
+    difference: npt.NDArray[np.float32] = (asked * (near - far)).sum(axis=1).astype(np.float32)
     return difference
 
 

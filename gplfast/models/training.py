@@ -56,8 +56,9 @@ def fit(
 
     With `remining` rows come from there, one segment of steps after the other; `examples` are those of the first one.
 
-    MarginMSE when the examples have margins: rows in file order, dot or cosine as the configuration says. Otherwise
-    MultipleNegativesRanking: shuffled per epoch, no passage (by text) twice in a batch.
+    The loss is the configuration's, by default MarginMSE for rows with margins and MultipleNegativesRanking for others.
+    Rows with negatives are taken in file order, and where the batch's passages are negatives of each other so that none
+    is another row's positive; others are shuffled per epoch, no passage (by text) twice in a batch.
 
     Raises:
         UnavailableError: bf16 was asked for and the device does not have it.
@@ -65,10 +66,16 @@ def fit(
     precision = resolve_precision(config.precision)
     mark = {"key": key, "precision": precision}
     whole = _usable_checkpoints(checkpoints, mark)
-    parts = _whole_rows(student, examples) if remining is None else _segment_rows(student, config, precision, remining)
+    parts = (
+        _whole_rows(student, config, examples)
+        if remining is None
+        else _segment_rows(student, config, precision, remining)
+    )
     trainer = parts.trainer(
         model=student,
-        args=_arguments(checkpoints, config, examples, n_steps=n_steps, seed=seed, precision=precision),
+        args=_arguments(
+            checkpoints, config, len(examples.queries), parts.sampler, n_steps=n_steps, seed=seed, precision=precision
+        ),
         train_dataset=parts.dataset,
         loss=training_rows.loss(student, config, examples),
         data_collator=parts.collator,
@@ -87,24 +94,31 @@ class _Rows(NamedTuple):
 
     trainer: Any
     dataset: Any
+    sampler: Any
     collator: Any
     callbacks: list[Any]
 
 
-def _whole_rows(student: Any, examples: Examples) -> _Rows:
-    collator = training_rows.collator(student, examples)
-    return _Rows(_trainer_class(), training_rows.dataset(examples), collator, [])
+def _whole_rows(student: Any, config: TrainConfig, examples: Examples) -> _Rows:
+    sampler, data = training_rows.batch_sampler(examples, config), training_rows.dataset(examples, config)
+    return _Rows(_trainer_class(), data, sampler, training_rows.collator(student, examples), [])
 
 
 def _segment_rows(student: Any, config: TrainConfig, precision: str, found: Segments) -> _Rows:
-    rows = segments.SegmentRows(found, config.batch_size, lambda part: training_rows.collator(student, part))
+    rows = segments.SegmentRows(
+        found,
+        lambda part: (training_rows.dataset(part, config), training_rows.collator(student, part)),
+        config.batch_size,
+    )
     callback = segments.callback(rows, found, lambda: StudentEncoder(student, config, precision))
     data = segments.dataset(found.n_steps * config.batch_size)
-    return _Rows(segments.trainer_class(_trainer_class(), rows), data, segments.RowNumbers(), [callback])
+    # In file order, whatever the loss: which rows could share a batch is known for one segment at a time only.
+    trainer = segments.trainer_class(_trainer_class(), rows)
+    return _Rows(trainer, data, training_rows.file_order, segments.RowNumbers(), [callback])
 
 
 def _arguments(
-    directory: Path, config: TrainConfig, examples: Examples, *, n_steps: int, seed: int, precision: str
+    directory: Path, config: TrainConfig, n_rows: int, sampler: Any, *, n_steps: int, seed: int, precision: str
 ) -> Any:
     from sentence_transformers import SentenceTransformerTrainingArguments
 
@@ -119,9 +133,9 @@ def _arguments(
         lr_scheduler_type="linear",
         optim="adamw_torch",
         max_grad_norm=config.max_grad_norm,
-        batch_sampler=training_rows.file_order if examples.margins is not None else "no_duplicates",
+        batch_sampler=sampler,
         # A last batch that is not full would have fewer negatives in GenQ; with less than one batch it is all there is.
-        dataloader_drop_last=len(examples.queries) >= config.batch_size,
+        dataloader_drop_last=n_rows >= config.batch_size,
         dataloader_pin_memory=on_gpu,
         seed=seed % 2**32,
         bf16=precision == "bf16",

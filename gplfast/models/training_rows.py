@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gplfast.models.student import normalizes, prompt
+from gplfast.loss_settings import KL, LABELLED, MARGIN_MSE, MNRL
+from gplfast.models import losses
+from gplfast.models.student import prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from gplfast.config import TrainConfig
+
+# A batch that is to hold no passage twice is filled from this many batches' worth of rows at most.
+_LOOK_AHEAD_BATCHES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +32,11 @@ class Examples:
         passage_text: Text of a passage row.
         queries: int64 (n_rows,).
         positives: int64 (n_rows,).
-        negatives: int64 (n_rows,), MarginMSE only.
-        margins: float32 (n_rows,), MarginMSE only.
-        query_groups: int64 (n_queries,), equal for queries of equal text; GenQ only.
-        passage_groups: int64 (n_passages,), equal for passages of equal text; GenQ only.
+        negatives: int64 (n_rows,) or (n_rows, n_negatives); None for GenQ.
+        margins: float32 of the same shape, the teacher's; None for GenQ.
+        query_groups: int64 (n_queries,), equal for queries of equal text; where a batch's passages are negatives.
+        passage_groups: int64 (n_passages,), equal for passages of equal text; likewise.
+        guide: Directory of the bi-encoder that guides gist.
     """
 
     query_text: Callable[[int], str]
@@ -39,22 +47,41 @@ class Examples:
     margins: npt.NDArray[np.float32] | None = None
     query_groups: npt.NDArray[np.int64] | None = None
     passage_groups: npt.NDArray[np.int64] | None = None
+    guide: Path | None = None
 
 
-def dataset(examples: Examples) -> Any:
-    """Row numbers instead of texts.
+def loss_name(config: TrainConfig, examples: Examples) -> str:
+    """The loss of the settings; where they leave it open MarginMSE for rows with margins, else MNRL."""
+    return config.chosen_loss(MNRL if examples.margins is None else MARGIN_MSE)
+
+
+def dataset(examples: Examples, config: TrainConfig) -> Any:
+    """Row numbers instead of texts, and labels where the loss reads some.
 
     For GenQ the rows of equal texts are one number, and queries are negative, because sentence-transformers' sampler
     keeps equal values of any column out of a batch.
     """
     from datasets import Dataset
 
-    if examples.margins is not None:
-        columns = {"query": examples.queries, "positive": examples.positives, "negative": examples.negatives}
-        return Dataset.from_dict({**columns, "label": examples.margins.astype(np.float32)})
-    queries = examples.queries if examples.query_groups is None else examples.query_groups[examples.queries]
-    passages = examples.positives if examples.passage_groups is None else examples.passage_groups[examples.positives]
-    return Dataset.from_dict({"query": -queries - 1, "positive": passages})
+    if examples.negatives is None:
+        queries, passages = _groups(examples)
+        return Dataset.from_dict({"query": -queries - 1, "positive": passages})
+    negatives = examples.negatives.reshape(len(examples.negatives), -1)
+    columns: dict[str, npt.NDArray[Any]] = {"query": examples.queries, "positive": examples.positives}
+    columns |= {f"negative_{place}": column for place, column in enumerate(negatives.T)}
+    name = loss_name(config, examples)
+    if name in LABELLED and examples.margins is not None:
+        columns["label"] = _labels(examples.margins, name)
+    return Dataset.from_dict(columns)
+
+
+def _labels(margins: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float32]:
+    """What the loss learns: margins, or for KL scores up to a constant per row, which its softmax cannot see."""
+    labels = margins.astype(np.float32)
+    if name != KL:
+        return labels
+    wide = labels.reshape(len(labels), -1)
+    return np.concatenate([np.zeros((len(wide), 1), np.float32), -wide], axis=1)
 
 
 def collator(student: Any, examples: Examples) -> Any:
@@ -68,7 +95,9 @@ def collator(student: Any, examples: Examples) -> Any:
             batch: dict[str, Any] = super().__call__([_texts(row, examples) for row in features])
             return batch
 
-    kinds = {"query": "query", "positive": "document", "negative": "document"}
+    n_negatives = 0 if examples.negatives is None else examples.negatives.reshape(len(examples.negatives), -1).shape[1]
+    kinds = {"query": "query", "positive": "document"}
+    kinds |= {f"negative_{place}": "document" for place in range(n_negatives)}
     prompts = {column: text for column, kind in kinds.items() if (text := prompt(student, kind))}
     return RowCollator(preprocess_fn=student.preprocess, prompts=prompts)
 
@@ -76,23 +105,99 @@ def collator(student: Any, examples: Examples) -> Any:
 def _texts(row: dict[str, Any], examples: Examples) -> dict[str, Any]:
     query = int(row["query"])
     looked_up: dict[str, Any] = {"query": examples.query_text(query if query >= 0 else -query - 1)}
-    looked_up["positive"] = examples.passage_text(int(row["positive"]))
-    if "negative" in row:
-        looked_up["negative"] = examples.passage_text(int(row["negative"]))
-        looked_up["label"] = float(row["label"])
+    for column, value in row.items():
+        if column == "label":
+            looked_up[column] = value
+        elif column != "query":
+            looked_up[column] = examples.passage_text(int(value))
     return looked_up
 
 
 def loss(student: Any, config: TrainConfig, examples: Examples) -> Any:
-    """MarginMSE where the examples have margins, else MultipleNegativesRanking."""
-    from sentence_transformers.sentence_transformer.losses import MarginMSELoss, MultipleNegativesRankingLoss
-    from sentence_transformers.util import cos_sim, dot_score, pairwise_cos_sim, pairwise_dot_score
+    """The loss that the settings name, see `loss_name`."""
+    return losses.build(loss_name(config, examples), student, config, guide=examples.guide)
 
-    cosine = config.similarity == "cosine"
-    if examples.margins is not None:
-        return MarginMSELoss(student, similarity_fct=pairwise_cos_sim if cosine else pairwise_dot_score)
-    scale = config.scale if cosine or normalizes(student) else 1.0
-    return MultipleNegativesRankingLoss(student, scale=scale, similarity_fct=cos_sim if cosine else dot_score)
+
+def batch_sampler(examples: Examples, config: TrainConfig) -> Any:
+    """Rows as they are, which is how the visits were drawn; for GenQ shuffled, no text twice in a batch.
+
+    Where the batch's passages are negatives of each other, a row whose positive is another row's passage waits for a
+    later batch.
+    """
+    if examples.negatives is None:
+        return "no_duplicates"
+    if config.shares_batch(MARGIN_MSE):
+        return functools.partial(_apart, examples)
+    return file_order
+
+
+def apart(
+    queries: npt.NDArray[np.int64], positives: npt.NDArray[np.int64], negatives: npt.NDArray[np.int64], batch_size: int
+) -> Iterator[list[int]]:
+    """Batches of rows in file order in which no row's positive is a passage of another row, and no query is twice.
+
+    Such a passage would be taught as a negative of its own query. A row that does not fit waits for the next batch; a
+    batch that the rows within reach cannot fill stays smaller, so every row comes once.
+
+    Args:
+        queries: int64 (n_rows,), equal for equal texts.
+        positives: int64 (n_rows,), likewise.
+        negatives: int64 (n_rows, n_negatives), likewise.
+        batch_size: Rows of a batch at most.
+
+    Yields:
+        The rows of a batch.
+    """
+    of_query, of_positive, of_negatives = queries.tolist(), positives.tolist(), negatives.tolist()
+    window: list[int] = []
+    following = 0
+    while window or following < len(of_query):
+        stop = min(following + _LOOK_AHEAD_BATCHES * batch_size - len(window), len(of_query))
+        window.extend(range(following, stop))
+        following = stop
+        batch: list[int] = []
+        waiting: list[int] = []
+        asked: set[int] = set()
+        own: set[int] = set()
+        seen: set[int] = set()
+        for place, row in enumerate(window):
+            if of_query[row] in asked or of_positive[row] in seen or not own.isdisjoint(of_negatives[row]):
+                waiting.append(row)
+                continue
+            batch.append(row)
+            asked.add(of_query[row])
+            own.add(of_positive[row])
+            seen.update(of_negatives[row], (of_positive[row],))
+            if len(batch) == batch_size:
+                waiting += window[place + 1 :]
+                break
+        window = waiting
+        yield batch
+
+
+def _apart(examples: Examples, dataset: Any, batch_size: int, drop_last: bool, **options: Any) -> Any:
+    from sentence_transformers.base.sampler import DefaultBatchSampler
+
+    queries, positives = _groups(examples)
+    negatives = np.asarray(examples.negatives, np.int64).reshape(len(queries), -1)
+    if examples.passage_groups is not None:
+        negatives = examples.passage_groups[negatives]
+    batches = list(apart(queries, positives, negatives, batch_size))
+
+    class Apart(DefaultBatchSampler):  # type: ignore[misc, unused-ignore]
+        def __iter__(self) -> Iterator[list[int]]:
+            return iter(batches)
+
+        def __len__(self) -> int:
+            return len(batches)
+
+    return Apart(dataset, batch_size=batch_size, drop_last=drop_last, **options)
+
+
+def _groups(examples: Examples) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    queries = examples.queries if examples.query_groups is None else examples.query_groups[examples.queries]
+    passages = examples.positives if examples.passage_groups is None else examples.passage_groups[examples.positives]
+    return queries, passages
 
 
 def file_order(dataset: Any, batch_size: int, drop_last: bool, **options: Any) -> Any:

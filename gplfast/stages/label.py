@@ -6,7 +6,7 @@ import functools
 import json
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,13 +37,13 @@ Report = Callable[[str, int, int], None]
 
 
 class Pairs(NamedTuple):
-    """Different (query, passage) pairs of some rows, and where each row finds its two.
+    """Different (query, passage) pairs of some rows, and where each row finds its own.
 
     Attributes:
         queries: int64 (n_pairs,).
         passages: int64 (n_pairs,).
         positive: int64 (n_rows,), index of the row's positive pair.
-        negative: int64 (n_rows,).
+        negative: int64 (n_rows,), or (n_rows, n_negatives).
     """
 
     queries: npt.NDArray[np.int64]
@@ -57,6 +57,8 @@ def manifest(
 ) -> Manifest:
     """What the margins depend on; how many there are follows from the training's steps and batch size."""
     settings = {**output_settings(config), "seed": seed, "shard_rows": SHARD_ROWS, "batch_size": train.batch_size}
+    if train.negatives_per_row > 1:
+        settings["negatives_per_row"] = train.negatives_per_row
     if train.steps:
         settings["steps"] = train.steps
     else:
@@ -81,9 +83,10 @@ def label(
 ) -> Margins:
     """Draw the visits of the training, score their pairs and write the margins, shard by shard.
 
-    Each query is visited once per epoch, with one positive and one negative drawn uniformly from the union of all
-    retrievers. Queries without a negative are skipped and counted; so are those that `keep_share` leaves out, the ones
-    whose own passage the teacher scores lowest. Fewer queries than a batch are fine: epochs go on.
+    Each query is visited once per epoch, with one positive and `train.negatives_per_row` different negatives drawn
+    uniformly from the union of all retrievers (see `visits`). Queries without a negative are skipped and counted; so
+    are those that `keep_share` leaves out, the ones whose own passage the teacher scores lowest. Fewer queries than a
+    batch are fine: epochs go on.
 
     Args:
         corpus: The passages.
@@ -132,7 +135,7 @@ def label(
             "queries skipped, no negatives": len(queries) - len(eligible),
             "queries dropped by score": len(eligible) - len(kept),
         }
-        draw = functools.partial(visits, only(positives, kept), pool, seed=seed)
+        draw = functools.partial(visits, only(positives, kept), pool, seed=seed, n_negatives=train.negatives_per_row)
         _run(ShardSet(directory, wanted), draw, score, counts, report, first=first)
     return load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
 
@@ -163,10 +166,11 @@ def mean_negative_score(directory: Path, made: Manifest) -> float:
 def unique_pairs(rows: Visits) -> Pairs:
     """The different pairs of some rows, by query then passage."""
     n = len(rows.queries)
-    both = np.stack([np.tile(rows.queries, 2), np.concatenate([rows.positives, rows.negatives])], axis=1)
+    passages = np.column_stack([rows.positives, rows.negatives])
+    both = np.stack([np.repeat(rows.queries, passages.shape[1]), passages.ravel()], axis=1)
     pairs, inverse = np.unique(both, axis=0, return_inverse=True)
-    inverse = inverse.reshape(-1)
-    return Pairs(pairs[:, 0], pairs[:, 1], inverse[:n], inverse[n:])
+    found = inverse.reshape(n, -1)
+    return Pairs(pairs[:, 0], pairs[:, 1], found[:, 0], found[:, 1:].reshape(rows.negatives.shape))
 
 
 def _score(
@@ -215,8 +219,8 @@ def _run(
         rows = draw(start=first + start, stop=first + stop)
         pairs = unique_pairs(rows)
         scores = score(pairs, show)
-        margins = (scores[pairs.positive] - scores[pairs.negative]).astype(np.float32)
-        valid = np.isfinite(margins)
+        margins = _margins(scores, pairs)
+        valid = np.logical_and.reduce(np.isfinite(margins).reshape(len(margins), -1), axis=1)
         found = scores[pairs.negative][valid]
         total = {_SCORES: json.dumps({"sum": float(found.sum(dtype=np.float64)), "n": found.size})}
         shards.write(shard, _rows(rows, margins, valid).replace_schema_metadata(total))
@@ -226,7 +230,13 @@ def _run(
     shards.finish({**counts, "rows": n_written, "rows dropped for NaN": n_rows - n_written})
 
 
-def _rows(rows: Visits, margins: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]) -> pa.Table:
+def _margins(scores: npt.NDArray[np.float32], pairs: Pairs) -> npt.NDArray[np.float32]:
+    negative = scores[pairs.negative]
+    positive = scores[pairs.positive].reshape(-1, *[1] * (negative.ndim - 1))
+    return np.asarray(positive - negative, np.float32)
+
+
+def _rows(rows: Visits, margins: npt.NDArray[np.float32], valid: npt.NDArray[Any]) -> pa.Table:
     kept = Margins(rows.queries[valid], rows.positives[valid], rows.negatives[valid], margins[valid])
     return kept.table()
 

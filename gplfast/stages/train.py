@@ -1,4 +1,4 @@
-"""train: a student from margins (MarginMSE, GPL) or from queries with their passages (in-batch negatives, GenQ)."""
+"""train: a student from rows with negatives (GPL) or from queries and their passages (GenQ), by the chosen loss."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from gplfast.errors import DataError
+from gplfast.loss_settings import MARGIN_MSE, unread
 from gplfast.mining import rescale
 from gplfast.mining.lists import same_text_groups
 from gplfast.models import student as students
-from gplfast.models import training
+from gplfast.models import training, training_rows
 from gplfast.models.segments import Segments
 from gplfast.models.training_rows import Examples
 from gplfast.settings import output_settings
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MARGIN_MSE, MNRL = "margin-mse", "mnrl"
 # Rows on which the student's own margins are looked at before training.
 _SAMPLE_ROWS = 512
 Report = Callable[[str, int, int], None]
@@ -56,20 +56,28 @@ class Remining(Protocol):
         """What each refresh did."""
 
 
-def manifest(inputs: dict[str, str], base_fingerprint: str, config: TrainConfig, loss: str, seed: int) -> Manifest:
-    """What the trained model depends on.
+def manifest(
+    inputs: dict[str, str], base_fingerprint: str, config: TrainConfig, loss: str, seed: int, *, guide: str = ""
+) -> Manifest:
+    """What the trained model depends on; of the losses' settings those that this loss reads.
 
     A precision of "auto" stands here as such: what it became on the device is in `training.json` and in checkpoints.
     """
     settings = {**output_settings(config), "loss": loss, "seed": seed}
-    unused = ("scale",) if loss == MARGIN_MSE else ("rescale", "rescale_range", "label_mean", "label_clip")
-    for name in unused:
-        settings.pop(name)
-    return Manifest("model", inputs=inputs, config=settings, models={"base": base_fingerprint})
+    for name in unread(loss):
+        settings.pop(name, None)
+    models = {"base": base_fingerprint, **({"guide": guide} if guide else {})}
+    return Manifest("model", inputs=inputs, config=settings, models=models)
 
 
-def from_margins(corpus: Corpus, queries: GeneratedQueries, margins: Margins) -> Examples:
-    """Training rows of MarginMSE, in the order in which they were labelled."""
+def from_margins(
+    corpus: Corpus, queries: GeneratedQueries, margins: Margins, config: TrainConfig, guide: Path | None = None
+) -> Examples:
+    """Training rows with negatives, in the order in which they were labelled.
+
+    Where a batch's passages are negatives of each other equal texts are known, to be kept apart.
+    """
+    in_batch = config.shares_batch(MARGIN_MSE)
     return Examples(
         query_text=queries.texts.__getitem__,
         passage_text=corpus.text,
@@ -77,10 +85,13 @@ def from_margins(corpus: Corpus, queries: GeneratedQueries, margins: Margins) ->
         positives=margins.positives,
         negatives=margins.negatives,
         margins=margins.margins,
+        query_groups=same_text_groups(queries.texts) if in_batch else None,
+        passage_groups=same_text_groups(corpus.texts()) if in_batch else None,
+        guide=guide,
     )
 
 
-def from_queries(corpus: Corpus, queries: GeneratedQueries) -> Examples:
+def from_queries(corpus: Corpus, queries: GeneratedQueries, guide: Path | None = None) -> Examples:
     """Training rows of GenQ: each query with its passage; equal texts are known, to be kept apart in a batch."""
     return Examples(
         query_text=queries.texts.__getitem__,
@@ -89,6 +100,7 @@ def from_queries(corpus: Corpus, queries: GeneratedQueries) -> Examples:
         positives=queries.passages,
         query_groups=same_text_groups(queries.texts),
         passage_groups=same_text_groups(corpus.texts()),
+        guide=guide,
     )
 
 
@@ -138,7 +150,7 @@ def train(
     rows, done = prepare_labels(rows, student, config)
     # Rows were drawn to fill every step; some are missing only when a teacher's NaN were dropped.
     n_steps = (
-        config.n_steps(len(rows.queries)) if rows.margins is None else max(1, len(rows.queries) // config.batch_size)
+        config.n_steps(len(rows.queries)) if rows.negatives is None else max(1, len(rows.queries) // config.batch_size)
     )
     segments = None
     if remining is not None:
@@ -189,7 +201,7 @@ def prepare_labels(
     Returns:
         The examples with the labels to train on, and what was done, for `training.json`.
     """
-    if examples.margins is None:
+    if examples.margins is None or training_rows.loss_name(config, examples) != MARGIN_MSE:
         return examples, {}
     bounded = config.similarity == "cosine" or students.normalizes(student)
     before = None if like is None else like["rescaling"]["before"]

@@ -20,6 +20,7 @@ from gplfast.config import GenerateConfig, load_config
 from gplfast.errors import ConfigError, DataError
 from gplfast.mining.bm25 import K1, B, Bm25
 from gplfast.mining.copies import plain
+from gplfast.mining.lists import single
 from gplfast.pipeline import Pipeline
 from gplfast.positive_settings import METHODS, T5, check, read_by
 from gplfast.settings import output_settings
@@ -254,7 +255,7 @@ def test_scores_with_the_own_passage_are_those_of_the_search():
     parts = [text[start : start + 30] for text in texts[:6] for start in (0, 20, 40)] + ["", "zzz", "the of"]
     for row in range(len(texts)):
         found = index.own_scores(parts, row)
-        assert np.array_equal(found, index.pair_scores(parts, np.full(len(parts), row)), equal_nan=True)
+        assert np.array_equal(found, index.pair_scores(parts, single(np.full(len(parts), row))), equal_nan=True)
     assert np.isnan(Bm25(["", "?"]).own_scores(["word"], 0)).all()
 
 

@@ -12,6 +12,7 @@ import tiny
 
 from gplfast.config import TrainConfig
 from gplfast.errors import DataError, ModelError
+from gplfast.loss_settings import MARGIN_MSE, MNRL
 from gplfast.models import training, training_rows
 from gplfast.models.checkpoint import fingerprint
 from gplfast.models.training_rows import Examples
@@ -42,7 +43,7 @@ def examples(n=24, scale=5.0):
     )
 
 
-def run(folder, world, rows, config=CONFIG, loss=train.MARGIN_MSE):
+def run(folder, world, rows, config=CONFIG, loss=MARGIN_MSE):
     wanted = train.manifest({"margins": "m"}, fingerprint(world.student), config, loss, 0)
     path = train.train(lambda: rows, world.student, folder, wanted, config, seed=0, threads=1)
     return path, json.loads((folder / "training.json").read_text())
@@ -99,10 +100,10 @@ def genq_examples():
     return train.from_queries(corpus, GeneratedQueries(tiny.texts(16, seed=3), np.arange(16, dtype=np.int64) % 12))
 
 
-@pytest.mark.parametrize("loss", [train.MARGIN_MSE, train.MNRL])
+@pytest.mark.parametrize("loss", [MARGIN_MSE, MNRL])
 def test_a_run_that_stopped_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path, world, monkeypatch, loss):
     """GPL's checkpoints had no optimizer state: its training could not go on. GenQ's is killed in its second epoch."""
-    rows = examples() if loss == train.MARGIN_MSE else genq_examples()
+    rows = examples() if loss == MARGIN_MSE else genq_examples()
     whole, _ = run(tmp_path / "a", world, rows, loss=loss)
     real = training._callback
 
@@ -165,7 +166,7 @@ def test_a_kill_while_the_model_is_replaced_leaves_nothing_that_looks_finished(t
     """Another model of the same shape has files of the same sizes, so beside the old manifest it would pass for it."""
     other = dataclasses.replace(CONFIG, learning_rate=1e-3)
     run(tmp_path, world, examples())
-    old = train.manifest({"margins": "m"}, fingerprint(world.student), CONFIG, train.MARGIN_MSE, 0)
+    old = train.manifest({"margins": "m"}, fingerprint(world.student), CONFIG, MARGIN_MSE, 0)
     assert freshness(tmp_path, old).fresh
     before = (tmp_path / "model" / "model.safetensors").read_bytes()
 
@@ -233,7 +234,7 @@ def test_rescaled_labels_are_not_reused_with_another_range(tmp_path, world):
     keys = set()
     for low, high in ((-1.0, 1.0), (-0.5, 0.5)):
         config = dataclasses.replace(CONFIG, rescale_range=(low, high))
-        keys.add(train.manifest({}, "base", config, train.MARGIN_MSE, 0).key)
+        keys.add(train.manifest({}, "base", config, MARGIN_MSE, 0).key)
         students.prepare(0, 1)
         rows, _ = train.prepare_labels(examples(), students.open_student(world.student, config), config)
         assert (rows.margins.min(), rows.margins.max()) == pytest.approx((low, high))
@@ -250,7 +251,7 @@ def test_genq_keeps_equal_passages_out_of_a_batch(world):
     corpus = load_corpus(texts)
     queries = GeneratedQueries([f"query {i % 18}" for i in range(20)], np.arange(20, dtype=np.int64) % 10)
     rows = train.from_queries(corpus, queries)
-    dataset = training_rows.dataset(rows)
+    dataset = training_rows.dataset(rows, CONFIG)
     sampler = NoDuplicatesBatchSampler(dataset, batch_size=4, drop_last=False, valid_label_columns=["label"])
     seen = []
     for batch in sampler:
@@ -260,7 +261,9 @@ def test_genq_keeps_equal_passages_out_of_a_batch(world):
         assert len(set(asked)) == len(asked)
         seen += batch
     assert sorted(seen) == list(range(20))
-    args = training._arguments(world.cache / "x", CONFIG, rows, n_steps=3, seed=0, precision="fp32")
+    args = training._arguments(
+        world.cache / "x", CONFIG, len(rows.queries), "no_duplicates", n_steps=3, seed=0, precision="fp32"
+    )
     assert args.batch_sampler == "no_duplicates"
 
 
@@ -268,7 +271,7 @@ def test_genq_trains(tmp_path, world):
     corpus = tiny.corpus(12)
     queries = GeneratedQueries(tiny.texts(24, seed=3), np.arange(24, dtype=np.int64) % 12)
     config = dataclasses.replace(CONFIG, steps=0, visits_per_query=1.0, batch_size=8)
-    path, report = run(tmp_path, world, train.from_queries(corpus, queries), config, train.MNRL)
+    path, report = run(tmp_path, world, train.from_queries(corpus, queries), config, MNRL)
     assert (path / "modules.json").is_file()
     assert len(report["losses"]) == 3
 
