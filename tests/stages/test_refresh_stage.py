@@ -217,13 +217,12 @@ def test_the_step_alone_trains_rgpl(world, work, whole):
 
 # Kills its process at a point that a file or a call names.
 KILLER = """
-import json, os, signal, sys
-from gplfast import remining
+import json, os, signal, sys, time
 from gplfast.config import load_config
-from gplfast.mining import scoring
+from gplfast.mining import background
 from gplfast.models import student_encoder, training
 from gplfast.pipeline import Pipeline
-from gplfast.store import atomic, segments
+from gplfast.store import segments
 
 point, corpus, work, settings = sys.argv[1:]
 
@@ -245,12 +244,16 @@ elif point == "label":  # the new list is there, its pairs were scored, the rows
     before(label, "_rows", lambda *_: "mine" in os.listdir(work + "/train/rgpl/refresh/1"))
 elif point == "record":
     before(segments.SegmentFolders, "write", lambda self, number, record: number == 1)
-elif point.startswith("step"):
+elif point.startswith("stuck"):  # the list that is mined beside training is not finished
+    before(student_encoder.StudentEncoder, "encode", lambda *_, **__: time.sleep(1e6))
+if point == "stuck at its end":
+    before(background.Job, "wait", lambda *_: os.path.isdir(work + "/train/rgpl/refresh/1/student"))
+elif point.startswith(("step", "stuck")):
     real = training._callback
     def stopping(mark, progress):
         callback = real(mark, progress)
         def stop(args, state, *rest, **more):
-            if state.global_step == int(point[4:]):
+            if state.global_step == int(point[-2:]):
                 die()
         callback.on_step_end = stop
         return callback
@@ -271,7 +274,10 @@ def killed_at(point, world, work, options):
 
 @pytest.mark.parametrize(
     ("mode", "points"),
-    [("sync", ["embed", "label", "record", "step6", "step9"]), ("async", ["step2", "label", "step7", "step10"])],
+    [
+        ("sync", ["embed", "label", "record", "step 6", "step 9"]),
+        ("async", ["step 2", "stuck at step 6", "stuck at its end", "step 10"]),
+    ],
 )
 def test_kill_9_gives_the_weights_and_rows_of_one_run(world, work, tmp_path, mode, points):
     """In the middle of a refresh it goes on from the checkpoint before it, between two from the newest one."""
