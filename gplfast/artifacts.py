@@ -173,7 +173,8 @@ class Artifacts:
             return train.manifest(inputs, base, config.genq, loss, seed, guide=self.guide_fingerprint(config.genq))
         if step == "label":
             inputs["negatives"] = self._input("mine").key
-            return label.manifest(inputs, self._served(config.label.model), config.label, config.train, seed)
+            first, *more = (self._served(name) for name in self.teachers())
+            return label.manifest(inputs, first, config.label, config.train, seed, more_teachers=more)
         if step == "train gpl":
             inputs["margins"] = self._input("label").key
             base, loss = self.model(config.train.base).fingerprint, config.train.chosen_loss(MARGIN_MSE)
@@ -215,6 +216,10 @@ class Artifacts:
                 base, number = f"{Path(name).name}-{number}", number + 1
             short[base] = name
         return short
+
+    def teachers(self) -> list[str]:
+        """The names of the cross-encoders that label, the first one first."""
+        return [self.config.label.model, *self.config.label.more_models]
 
     def _served(self, name: str) -> str:
         return served_fingerprint(self.model(name).fingerprint, self.config)

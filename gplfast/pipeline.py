@@ -114,9 +114,10 @@ class Pipeline(Systems):
             self.wanted("label"),
             config=self.config.label,
             train=self.config.train,
-            open_teacher=self._open_teacher,
+            open_teacher=self._opener_of_teacher(0),
             scores=self.work.path("scores"),
             seed=self.config.seed,
+            more_teachers=[self._opener_of_teacher(place) for place in range(1, len(self.teachers()))],
             report=self.report,
         )
 
@@ -284,8 +285,9 @@ class Pipeline(Systems):
         write_json(self.work.root / "report.json", report)
         return report
 
-    def _open_teacher(self) -> Any:
-        return self.serving.teacher(self.model(self.config.label.model).path)
+    def _opener_of_teacher(self, place: int) -> Callable[[], Any]:
+        path, name = self.model(self.teachers()[place]), "teacher" if not place else f"teacher {place + 1}"
+        return lambda: self.serving.teacher(path.path, name)
 
     def _opener(self, short: str, name: str) -> Callable[[], Any] | None:
         return None if name == BM25 else lambda: self.serving.encoder(self.model(name).path, short)

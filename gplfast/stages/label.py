@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gplfast.errors import DataError, ModelError
+from gplfast.mining import averaging
 from gplfast.mining.lists import Lists, only, single
 from gplfast.mining.sampling import Visits, visited, visits
 from gplfast.mining.scoring import PairScorer, Progress, Teacher, teacher_identity
 from gplfast.settings import output_settings
+from gplfast.store.atomic import write_json
 from gplfast.store.manifest import Manifest, freshness
 from gplfast.store.margins import Margins
 from gplfast.store.scores import ScoreStore
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from gplfast.store.negatives import Negatives
 
 SHARD_ROWS = 32_768
+# Rows whose margins say how wide each teacher's scores are: the mean |margin| of 2,048 is known to about 2 %.
+SAMPLE_ROWS = 2048
+TEACHERS_FILE = "teachers.json"
 Report = Callable[[str, int, int], None]
 
 
@@ -50,18 +55,31 @@ class Pairs(NamedTuple):
     negative: npt.NDArray[np.int64]
 
 
+Score = Callable[[Pairs, Progress], npt.NDArray[np.float32]]
+
+
 def manifest(
-    inputs: dict[str, str], teacher_fingerprint: str, config: LabelConfig, train: TrainConfig, seed: int
+    inputs: dict[str, str],
+    teacher_fingerprint: str,
+    config: LabelConfig,
+    train: TrainConfig,
+    seed: int,
+    *,
+    more_teachers: Sequence[str] = (),
 ) -> Manifest:
     """What the margins depend on; how many there are follows from the training's steps and batch size."""
     settings = {**output_settings(config), "seed": seed, "shard_rows": SHARD_ROWS, "batch_size": train.batch_size}
+    if not more_teachers:
+        settings.pop("average", None)
     if train.negatives_per_row > 1:
         settings["negatives_per_row"] = train.negatives_per_row
     if train.steps:
         settings["steps"] = train.steps
     else:
         settings["visits_per_query"], settings["max_steps"] = train.visits_per_query, train.max_steps
-    return Manifest("margins", inputs=inputs, config=settings, models={"teacher": teacher_fingerprint})
+    models = {"teacher": teacher_fingerprint}
+    models |= {f"teacher {place}": found for place, found in enumerate(more_teachers, start=2)}
+    return Manifest("margins", inputs=inputs, config=settings, models=models)
 
 
 def label(
@@ -76,6 +94,7 @@ def label(
     open_teacher: Callable[[], Teacher],
     scores: Path,
     seed: int,
+    more_teachers: Sequence[Callable[[], Teacher]] = (),
     report: Report | None = None,
 ) -> Margins:
     """Draw the visits of the training, score their pairs and write the margins, shard by shard.
@@ -96,6 +115,8 @@ def label(
         open_teacher: Opens the model; called only when there is something to score.
         scores: Directory of the score stores; a pair is scored once in its life.
         seed: Seed of the visits.
+        more_teachers: Open the other models whose scores are averaged with the first one's, see `averaging`. Their
+            factors come from the first `SAMPLE_ROWS` visits and are in `teachers.json`.
         report: Called with (what, done, all).
 
     Returns:
@@ -113,15 +134,14 @@ def label(
                 f"cannot label: {len(queries)} queries and none has a negative; the corpus has {len(corpus)} passages, "
                 "give more, or look at the counts of generate and mine"
             )
-        scorer = PairScorer(
-            lambda teacher: ScoreStore(scores, teacher_identity(teacher, config.activation, config.relevance_label)),
-            open_teacher,
-            max_tokens=config.max_seq_length,
-            activation=config.activation,
-            keep_nan=config.nan == "drop",
-            batch_size=config.batch_size,
-        )
-        score = functools.partial(_score, scorer, corpus, queries)
+        scorers = [
+            functools.partial(_score, pair_scorer(config, opener, scores), corpus, queries)
+            for opener in (open_teacher, *more_teachers)
+        ]
+        n_sample = min(SAMPLE_ROWS, train.n_steps(len(eligible)) * train.batch_size)
+        sample = functools.partial(visits, positives, pool, seed=seed, start=0, stop=n_sample)
+        weights = _weights(scorers, config.average, sample, report)
+        score = functools.partial(_average, scorers, weights)
         kept = _best_queries(eligible, queries, score, config.keep_share, report)
         counts = {
             "rows drawn": train.n_steps(len(kept)) * train.batch_size,
@@ -129,7 +149,14 @@ def label(
             "queries dropped by score": len(eligible) - len(kept),
         }
         draw = functools.partial(visits, only(positives, kept), pool, seed=seed, n_negatives=train.negatives_per_row)
-        _run(ShardSet(directory, wanted), draw, score, counts, report)
+        directory.mkdir(parents=True, exist_ok=True)
+        teachers = list(wanted.models.values())
+        if len(scorers) > 1:
+            write_json(
+                directory / TEACHERS_FILE,
+                {"average": config.average, "factors": dict(zip(teachers, weights, strict=True))},
+            )
+        _run(ShardSet(directory, wanted), draw, score, counts, report, files=[TEACHERS_FILE] * (len(scorers) > 1))
     return load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
 
 
@@ -153,6 +180,39 @@ def unique_pairs(rows: Visits) -> Pairs:
     return Pairs(pairs[:, 0], pairs[:, 1], found[:, 0], found[:, 1:].reshape(rows.negatives.shape))
 
 
+def pair_scorer(config: LabelConfig, open_teacher: Callable[[], Teacher], scores: Path) -> PairScorer:
+    """What scores pairs with one teacher as the settings say, each pair once in its life."""
+    return PairScorer(
+        lambda teacher: ScoreStore(scores, teacher_identity(teacher, config.activation, config.relevance_label)),
+        open_teacher,
+        max_tokens=config.max_seq_length,
+        activation=config.activation,
+        keep_nan=config.nan == "drop",
+        batch_size=config.batch_size,
+    )
+
+
+def _weights(scorers: Sequence[Score], how: str, sample: Callable[[], Visits], report: Report | None) -> list[float]:
+    """What each teacher's scores are multiplied by before they are averaged."""
+    if len(scorers) == 1 or how == "raw":
+        return [1.0] * len(scorers)
+    pairs = unique_pairs(sample())
+
+    def show(done: int, total: int) -> None:
+        if report is not None:
+            report("compare teachers", done, total)
+
+    return averaging.factors([_margins(score(pairs, show), pairs) for score in scorers])
+
+
+def _average(
+    scorers: Sequence[Score], weights: Sequence[float], pairs: Pairs, progress: Progress
+) -> npt.NDArray[np.float32]:
+    if len(scorers) == 1:
+        return scorers[0](pairs, progress)
+    return averaging.average([score(pairs, progress) for score in scorers], weights)
+
+
 def _score(
     scorer: PairScorer, corpus: Corpus, queries: GeneratedQueries, pairs: Pairs, progress: Progress
 ) -> npt.NDArray[np.float32]:
@@ -165,7 +225,7 @@ def _score(
 def _best_queries(
     eligible: npt.NDArray[np.int64],
     queries: GeneratedQueries,
-    score: Callable[[Pairs, Progress], npt.NDArray[np.float32]],
+    score: Score,
     share: float,
     report: Report | None,
 ) -> npt.NDArray[np.int64]:
@@ -182,9 +242,11 @@ def _best_queries(
 def _run(
     shards: ShardSet,
     draw: Callable[..., Visits],
-    score: Callable[[Pairs, Progress], npt.NDArray[np.float32]],
+    score: Score,
     counts: dict[str, int],
     report: Report | None,
+    *,
+    files: list[str],
 ) -> None:
     n_rows = counts["rows drawn"]
     for shard in shards.missing(_n_shards(n_rows)):
@@ -203,7 +265,7 @@ def _run(
     n_written = sum(table.num_rows for table in shards.tables())
     if not n_written:
         raise ModelError(f"the teacher gave NaN for all {n_rows} rows; use another teacher")
-    shards.finish({**counts, "rows": n_written, "rows dropped for NaN": n_rows - n_written})
+    shards.finish({**counts, "rows": n_written, "rows dropped for NaN": n_rows - n_written}, files=files)
 
 
 def _margins(scores: npt.NDArray[np.float32], pairs: Pairs) -> npt.NDArray[np.float32]:
