@@ -17,7 +17,7 @@ from gplfast.mining.sampling import Visits, visited, visits
 from gplfast.mining.scoring import PairScorer, Progress, Teacher, teacher_identity
 from gplfast.settings import output_settings
 from gplfast.store.atomic import write_json
-from gplfast.store.manifest import Manifest, freshness
+from gplfast.store.manifest import Manifest, freshness, retract
 from gplfast.store.margins import Margins
 from gplfast.store.scores import ScoreStore
 from gplfast.store.shards import ShardSet
@@ -149,14 +149,8 @@ def label(
             "queries dropped by score": len(eligible) - len(kept),
         }
         draw = functools.partial(visits, only(positives, kept), pool, seed=seed, n_negatives=train.negatives_per_row)
-        directory.mkdir(parents=True, exist_ok=True)
-        teachers = list(wanted.models.values())
-        if len(scorers) > 1:
-            write_json(
-                directory / TEACHERS_FILE,
-                {"average": config.average, "factors": dict(zip(teachers, weights, strict=True))},
-            )
-        _run(ShardSet(directory, wanted), draw, score, counts, report, files=[TEACHERS_FILE] * (len(scorers) > 1))
+        files = _write_teachers(directory, wanted, config.average, weights)
+        _run(ShardSet(directory, wanted), draw, score, counts, report, files=files)
     return load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
 
 
@@ -203,6 +197,17 @@ def _weights(scorers: Sequence[Score], how: str, sample: Callable[[], Visits], r
             report("compare teachers", done, total)
 
     return averaging.factors([_margins(score(pairs, show), pairs) for score in scorers])
+
+
+def _write_teachers(directory: Path, wanted: Manifest, how: str, weights: list[float]) -> list[str]:
+    """Say beside the labels how several teachers were averaged; returns the files that were written."""
+    if len(weights) == 1:
+        return []
+    directory.mkdir(parents=True, exist_ok=True)
+    retract(directory)  # an older manifest would describe another file
+    factors = dict(zip(wanted.models.values(), weights, strict=True))
+    write_json(directory / TEACHERS_FILE, {"average": how, "factors": factors})
+    return [TEACHERS_FILE]
 
 
 def _average(
