@@ -20,6 +20,7 @@ from gplfast.settings import Checked, coerce, field_types, setting
 from gplfast.settings_file import read_settings_file
 
 _PROVIDERS, _PRECISIONS = ("auto", "cpu", "openvino", "cuda"), ("auto", "fp32", "bf16", "int8")
+STUDENTS = ("gpl", "rgpl", "genq")
 _ACTIVATIONS = ("identity", "sigmoid", "softmax", "default")
 
 
@@ -137,14 +138,37 @@ class TrainConfig(LossConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class RefreshConfig(Checked):
+    """R-GPL: the student in training mines its negatives again, every so many steps."""
+
+    every: int = setting(30_000, "steps from one refresh to the next (0: a quarter of all)", low=0)
+    mode: str = setting(
+        "sync",
+        "sync: training waits for the new list; async: it is mined beside training and used one refresh later; "
+        "adaptive: mined only when the student's neighbours on a sample changed",
+        choices=("sync", "async", "adaptive"),
+    )
+    keep: str = setting("replace", "the new list replaces the old one, or joins it", choices=("replace", "join"))
+    negatives_per_query: int = setting(50, "negatives per query of each refresh", low=1)
+    below: float = setting(0.8, "adaptive: mine when this overlap of the sample is not reached", low=0.0, high=1.0)
+    sample_queries: int = setting(256, "adaptive: queries of the sample", low=1)
+    sample_passages: int = setting(4096, "adaptive: passages of the sample", low=1)
+    batch_size: int = setting(64, "texts per batch that the student embeds", low=1, output=False)
+
+    def steps_between(self, n_steps: int) -> int:
+        """Steps from one refresh to the next, of a training of `n_steps`."""
+        return self.every or max(1, math.ceil(n_steps / 4))
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateConfig(Checked):
     """Retrieval quality on the judged queries of the collection."""
 
     split: str = setting("test", "which qrels/<split>.tsv")
     systems: tuple[str, ...] = setting(
-        ("bm25", "zero-shot", "genq", "gpl"),
+        ("bm25", "zero-shot", "genq", "gpl", "rgpl"),
         "systems of the table; those that were not trained are left out",
-        choices=("bm25", "bm25+teacher", "zero-shot", "genq", "gpl"),
+        choices=("bm25", "bm25+teacher", "zero-shot", "genq", "gpl", "rgpl"),
         output=False,
     )
     top_k: int = setting(100, "passages retrieved per query", low=10)
@@ -170,8 +194,8 @@ class RunConfig(Checked):
     precision: str = setting(
         "auto", "of the models; auto: lower than fp32 where a trial finds the results as good", choices=_PRECISIONS
     )
-    loss: str = setting(
-        "margin-mse", "margin-mse: GPL; mnrl: GenQ; both: one student each", choices=("margin-mse", "mnrl", "both")
+    students: tuple[str, ...] = setting(
+        ("gpl",), "which students are trained: GPL, R-GPL (mines again while it trains), GenQ", choices=STUDENTS
     )
     input: InputConfig = dataclasses.field(default_factory=InputConfig)
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
@@ -179,10 +203,11 @@ class RunConfig(Checked):
     label: LabelConfig = dataclasses.field(default_factory=LabelConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     genq: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    refresh: RefreshConfig = dataclasses.field(default_factory=RefreshConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
 
 
-SECTIONS: tuple[str, ...] = ("input", "generate", "mine", "label", "train", "genq", "evaluate")
+SECTIONS: tuple[str, ...] = ("input", "generate", "mine", "label", "train", "genq", "refresh", "evaluate")
 
 # What a student is: given for GPL's alone it holds for GenQ's too, so that the two are compared on equal terms.
 OF_THE_STUDENT = ("base", "similarity", "pooling", "max_seq_length", "precision")
@@ -221,6 +246,10 @@ def check(config: RunConfig) -> RunConfig:
         ConfigError: Two settings do not fit each other.
     """
     mine, train = config.mine, config.train
+    if not config.students or len(set(config.students)) != len(config.students):
+        raise ConfigError(
+            f"students is ({', '.join(config.students)}) but must name at least one of {', '.join(STUDENTS)}, each once"
+        )
     if not mine.retrievers:
         raise ConfigError("[mine] retrievers is empty; name at least one bi-encoder or bm25")
     if len(mine.metrics) not in (1, len(mine.retrievers)):

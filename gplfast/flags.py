@@ -21,7 +21,14 @@ _SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "generate": {"input": _ALL, "generate": _ALL},
     "mine": {"input": _ALL, "mine": _ALL},
     "label": {"input": _ALL, "label": _ALL, "train": ("steps", "visits_per_query", "max_steps", "batch_size")},
-    "train": {"input": _ALL, "train": _ALL, "genq": _ALL},
+    "train": {
+        "input": _ALL,
+        "train": _ALL,
+        "genq": _ALL,
+        "refresh": _ALL,
+        "label": _ALL,
+        "mine": ("exclude_duplicates",),
+    },
     "evaluate": {
         "input": _ALL,
         "evaluate": _ALL,
@@ -33,11 +40,11 @@ _SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 _SERVED = ("provider", "precision")
 _GENERAL = {
-    "run": ("seed", "threads", "loss", *_SERVED),
+    "run": ("seed", "threads", "students", *_SERVED),
     "generate": ("seed", "threads", *_SERVED),
     "mine": ("threads", *_SERVED),
     "label": ("seed", "threads", *_SERVED),
-    "train": ("seed", "threads", "loss"),
+    "train": ("seed", "threads", "students", "provider"),
     "evaluate": ("seed", "threads", *_SERVED),
     "ask": ("threads", *_SERVED),
     "export": (),
@@ -91,8 +98,8 @@ def read_settings(arguments: argparse.Namespace) -> settings.RunConfig:
         checked = coerce(item, field_types(kind)[name], value, flag_of(target))
         (overrides.setdefault(section, {}) if section else overrides)[name] = checked
     config = settings.load_config(arguments.config, preset=preset, overrides=overrides)
-    if arguments.name == "train" and config.loss != "margin-mse":
-        # `gplfast train --steps` means the student that is trained, whatever named the loss.
+    if arguments.name == "train" and "genq" in config.students:
+        # `gplfast train --steps` means the student that is trained, whatever named it.
         overrides["genq"] = {**overrides.get("train", {}), **overrides.get("genq", {})}
         config = settings.load_config(arguments.config, preset=preset, overrides=overrides)
     _refuse_unused(arguments, given, config)
@@ -109,12 +116,17 @@ def _refuse_unused(arguments: argparse.Namespace, given: Iterable[str], config: 
     if arguments.name not in ("run", "train"):
         return
     unused: dict[str, str] = {}
-    if config.loss == "margin-mse":
-        unused["genq"] = "loss is margin-mse, which trains no [genq]; add --loss both (or mnrl)"
+    students = ", ".join(config.students)
+    if "genq" not in config.students:
+        unused["genq"] = f"the students are {students}; add genq to --students"
+    if "rgpl" not in config.students:
+        unused["refresh"] = f"the students are {students}; add rgpl to --students"
+        if arguments.name == "train":
+            unused["label"] = unused["mine"] = f"{unused['refresh']}, which mines and labels while it trains"
     if arguments.name == "run":
-        if config.loss == "mnrl":
-            unused["mine"] = unused["label"] = "loss is mnrl, which needs no negatives and no margins"
-            unused["train"] = "loss is mnrl, which trains [genq]; give the flag that starts with --genq-"
+        if config.students == ("genq",):
+            unused["mine"] = unused["label"] = "genq is the only student, and needs no negatives and no margins"
+            unused["train"] = "genq is the only student; give the flag that starts with --genq-"
         if not arguments.evaluate:
             unused["evaluate"] = "nothing is evaluated; add --evaluate"
             if arguments.judgements is not None:

@@ -13,10 +13,11 @@ from gplfast.config import RunConfig, load_config
 from gplfast.config import check as check_settings
 from gplfast.errors import ConfigError
 from gplfast.preset_settings import DEMO
+from gplfast.remining import Remining, SegmentExamples
 from gplfast.report import BM25, Bench, System, summary
 from gplfast.store.atomic import read_json, write_json
 from gplfast.store.manifest import Manifest, freshness
-from gplfast.systems import BASE_FILE, Systems
+from gplfast.systems import BASE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -54,8 +55,8 @@ class Adapted:
     """What a run made.
 
     Attributes:
-        model: The adapted retriever, a sentence-transformers directory (GPL's, or GenQ's when only that was asked for).
-        models: "gpl" and "genq" to their directories, those that were trained.
+        model: The adapted retriever, a sentence-transformers directory: the first of `models`.
+        models: "gpl", "rgpl", "genq" to their directories, those that were trained.
         report: What report.json holds, or None when nothing was evaluated.
         work: The work directory.
     """
@@ -66,7 +67,7 @@ class Adapted:
     work: Path
 
 
-class Pipeline(Systems):
+class Pipeline(Remining):
     """The steps over one corpus in one work directory; see `Artifacts` for what it is made with."""
 
     # ---- the steps
@@ -114,37 +115,49 @@ class Pipeline(Systems):
             self.wanted("label"),
             config=self.config.label,
             train=self.config.train,
-            open_teacher=self._opener_of_teacher(0),
+            open_teacher=self.opener_of_teacher(0),
             scores=self.work.path("scores"),
             seed=self.config.seed,
-            more_teachers=[self._opener_of_teacher(place) for place in range(1, len(self.teachers()))],
+            more_teachers=[self.opener_of_teacher(place) for place in range(1, len(self.teachers()))],
             report=self.report,
         )
 
     def train(self, student: str) -> Path:
-        """Train "gpl" or "genq"; returns the model's directory."""
+        """Train "gpl", "rgpl" or "genq"; returns the model's directory."""
         from gplfast.stages import train
 
         config, directory = self.student_config(student), self.directory(f"train {student}")
 
+        found_guide = self.guide(config)
+        guide = None if found_guide is None else found_guide.path
+
+        def rows(margins: Margins) -> Any:
+            return train.from_margins(self.corpus, self.queries(), margins, config, guide)
+
         def examples() -> Any:
-            found = self.guide(config)
-            guide = None if found is None else found.path
             if student == "genq":
                 return train.from_queries(self.corpus, self.queries(), guide)
-            return train.from_margins(self.corpus, self.queries(), self.margins(), config, guide)
+            return remining.first() if remining is not None else rows(self.margins())
 
-        base = self.model(config.base)
-        model = train.train(
-            examples,
-            base.path,
-            directory,
-            self.wanted(f"train {student}"),
-            config,
-            seed=self.config.seed,
-            threads=self.config.threads,
-            report=self.report,
-        )
+        base, wanted = self.model(config.base), self.wanted(f"train {student}")
+        fresh = freshness(directory, wanted).fresh
+        refreshes = self.refreshes() if student == "rgpl" and not fresh else None
+        remining = SegmentExamples(refreshes, rows) if refreshes is not None else None
+        try:
+            model = train.train(
+                examples,
+                base.path,
+                directory,
+                wanted,
+                config,
+                seed=self.config.seed,
+                threads=self.config.threads,
+                report=self.report,
+                remining=remining,
+            )
+        finally:
+            if refreshes is not None:
+                refreshes.close()
         # The manifest has the base's fingerprint only; the table's zero-shot needs the base itself.
         found = config.base if config.base.startswith("nano:") else str(base.path.resolve())
         write_json(directory / BASE_FILE, {"name": found})
@@ -214,7 +227,7 @@ class Pipeline(Systems):
         return Adapted(next(iter(models.values())), models, report, self.work.root)
 
     def step(self, step: str) -> Any:
-        """Do one step: "generate", "mine", "label", "train gpl" or "train genq"; returns what it made."""
+        """Do one step: "generate", "mine", "label", "train gpl", …; returns what it made."""
         name, _, student = step.partition(" ")
         work = functools.partial(self.train, student) if name == "train" else getattr(self, name)
         return self.timed(step, work, fresh=freshness(self.directory(step), self.wanted(step)).fresh)
@@ -285,10 +298,6 @@ class Pipeline(Systems):
         write_json(self.work.root / "report.json", report)
         return report
 
-    def _opener_of_teacher(self, place: int) -> Callable[[], Any]:
-        path, name = self.model(self.teachers()[place]), "teacher" if not place else f"teacher {place + 1}"
-        return lambda: self.serving.teacher(path.path, name)
-
     def _opener(self, short: str, name: str) -> Callable[[], Any] | None:
         return None if name == BM25 else lambda: self.serving.encoder(self.model(name).path, short)
 
@@ -353,5 +362,5 @@ def demo(work: str | Path, *, threads: int = 0, report: Report | None = None) ->
     The collection is a part of MedQuAD (CC BY 4.0, see presets/demo/README.md); no bundled model saw it.
     """
     corpus = Path(__file__).resolve().parent / "presets" / "demo"
-    config = load_config(preset="nano", overrides={**DEMO, "loss": "both", "threads": threads})
+    config = load_config(preset="nano", overrides={**DEMO, "students": ("gpl", "genq"), "threads": threads})
     return adapt(corpus, work=work, config=config, evaluate=True, report=report)

@@ -17,6 +17,12 @@ Float32 = npt.NDArray[np.float32]
 _DIGITS = 6
 
 
+def teacher_models(fingerprints: Sequence[str]) -> dict[str, str]:
+    """Names of the teachers in a manifest ("teacher", "teacher 2", …) to their fingerprints."""
+    names = ["teacher", *(f"teacher {place}" for place in range(2, len(fingerprints) + 1))]
+    return dict(zip(names, fingerprints, strict=True))
+
+
 def factors(margins: Sequence[Float32]) -> list[float]:
     """What each teacher's scores are multiplied by: the first one's mean |margin| over its own.
 

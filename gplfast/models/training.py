@@ -11,15 +11,17 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gplfast.errors import ArtifactError
-from gplfast.models import training_rows
+from gplfast.models import segments, training_rows
 from gplfast.models.student import device, resolve_precision
+from gplfast.models.student_encoder import StudentEncoder
 from gplfast.store.atomic import read_json, write_json
 
 if TYPE_CHECKING:
     from gplfast.config import TrainConfig
+    from gplfast.models.segments import Segments
     from gplfast.models.training_rows import Examples
 
 
@@ -48,8 +50,11 @@ def fit(
     n_steps: int,
     seed: int,
     progress: Progress | None = None,
+    remining: Segments | None = None,
 ) -> Fit:
     """Train in place, going on from the newest whole checkpoint of the same key and precision.
+
+    With `remining` rows come from there, one segment of steps after the other; `examples` are those of the first one.
 
     The loss is the configuration's, by default MarginMSE for rows with margins and MultipleNegativesRanking for others.
     Rows with negatives are taken in file order, and where the batch's passages are negatives of each other so that none
@@ -61,13 +66,18 @@ def fit(
     precision = resolve_precision(config.precision)
     mark = {"key": key, "precision": precision}
     whole = _usable_checkpoints(checkpoints, mark)
-    trainer = _trainer_class()(
+    parts = (
+        _whole_rows(student, config, examples)
+        if remining is None
+        else _segment_rows(student, config, precision, remining)
+    )
+    trainer = parts.trainer(
         model=student,
-        args=_arguments(checkpoints, config, examples, n_steps=n_steps, seed=seed, precision=precision),
-        train_dataset=training_rows.dataset(examples, config),
+        args=_arguments(checkpoints, config, examples, parts.sampler, n_steps=n_steps, seed=seed, precision=precision),
+        train_dataset=parts.dataset,
         loss=training_rows.loss(student, config, examples),
-        data_collator=training_rows.collator(student, examples),
-        callbacks=[_callback(mark, progress)],
+        data_collator=parts.collator,
+        callbacks=[*parts.callbacks, _callback(mark, progress)],
     )
     for shown in ("ProgressCallback", "PrinterCallback"):
         for callback in [item for item in trainer.callback_handler.callbacks if type(item).__name__ == shown]:
@@ -77,8 +87,31 @@ def fit(
     return Fit(int(trainer.state.global_step), precision, losses)
 
 
+class _Rows(NamedTuple):
+    """How rows come to the trainer."""
+
+    trainer: Any
+    dataset: Any
+    collator: Any
+    sampler: Any
+    callbacks: list[Any]
+
+
+def _whole_rows(student: Any, config: TrainConfig, examples: Examples) -> _Rows:
+    collator, sampler = training_rows.collator(student, examples), training_rows.batch_sampler(examples, config)
+    return _Rows(_trainer_class(), training_rows.dataset(examples, config), collator, sampler, [])
+
+
+def _segment_rows(student: Any, config: TrainConfig, precision: str, found: Segments) -> _Rows:
+    rows = segments.SegmentRows(found, config, lambda part: training_rows.collator(student, part))
+    callback = segments.callback(rows, found, lambda: StudentEncoder(student, config, precision))
+    data = segments.dataset(found.n_steps * config.batch_size)
+    trainer, collator = segments.trainer_class(_trainer_class(), rows), segments.RowNumbers()
+    return _Rows(trainer, data, collator, training_rows.file_order, [callback])
+
+
 def _arguments(
-    directory: Path, config: TrainConfig, examples: Examples, *, n_steps: int, seed: int, precision: str
+    directory: Path, config: TrainConfig, examples: Examples, sampler: Any, *, n_steps: int, seed: int, precision: str
 ) -> Any:
     from sentence_transformers import SentenceTransformerTrainingArguments
 
@@ -93,7 +126,7 @@ def _arguments(
         lr_scheduler_type="linear",
         optim="adamw_torch",
         max_grad_norm=config.max_grad_norm,
-        batch_sampler=training_rows.batch_sampler(examples, config),
+        batch_sampler=sampler,
         # A last batch that is not full would have fewer negatives in GenQ; with less than one batch it is all there is.
         dataloader_drop_last=len(examples.queries) >= config.batch_size,
         dataloader_pin_memory=on_gpu,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gplfast.errors import DataError, ModelError
+from gplfast.errors import ArtifactError, DataError, ModelError
 from gplfast.mining import averaging
 from gplfast.mining.lists import Lists, only, single
 from gplfast.mining.sampling import Visits, visited, visits
@@ -36,6 +37,7 @@ SHARD_ROWS = 32_768
 # Rows whose margins say how wide each teacher's scores are: the mean |margin| of 2,048 is known to about 2 %.
 SAMPLE_ROWS = 2048
 TEACHERS_FILE = "teachers.json"
+_SCORES = b"gplfast.scores"
 Report = Callable[[str, int, int], None]
 
 
@@ -77,8 +79,7 @@ def manifest(
         settings["steps"] = train.steps
     else:
         settings["visits_per_query"], settings["max_steps"] = train.visits_per_query, train.max_steps
-    models = {"teacher": teacher_fingerprint}
-    models |= {f"teacher {place}": found for place, found in enumerate(more_teachers, start=2)}
+    models = averaging.teacher_models([teacher_fingerprint, *more_teachers])
     return Manifest("margins", inputs=inputs, config=settings, models=models)
 
 
@@ -95,7 +96,9 @@ def label(
     scores: Path,
     seed: int,
     more_teachers: Sequence[Callable[[], Teacher]] = (),
+    compared_on: Negatives | None = None,
     report: Report | None = None,
+    rows: Callable[[int], tuple[int, int]] | None = None,
 ) -> Margins:
     """Draw the visits of the training, score their pairs and write the margins, shard by shard.
 
@@ -117,7 +120,11 @@ def label(
         seed: Seed of the visits.
         more_teachers: Open the other models whose scores are averaged with the first one's, see `averaging`. Their
             factors come from the first `SAMPLE_ROWS` visits and are in `teachers.json`.
+        compared_on: The negatives of those visits; by default `negatives`. With it labels of other negatives, as of a
+            later segment, are on one scale.
         report: Called with (what, done, all).
+        rows: Gives, for so many queries that are trained on, the first row of the visits and the one after the last;
+            by default all that the training takes. Any part has the rows that the whole has there.
 
     Returns:
         The margins, raw logits unless another activation was asked for.
@@ -139,18 +146,21 @@ def label(
             for opener in (open_teacher, *more_teachers)
         ]
         n_sample = min(SAMPLE_ROWS, train.n_steps(len(eligible)) * train.batch_size)
-        sample = functools.partial(visits, positives, pool, seed=seed, start=0, stop=n_sample)
+        compared = pool if compared_on is None else Lists(*compared_on.union())
+        sample = functools.partial(visits, positives, compared, seed=seed, start=0, stop=n_sample)
         weights = _weights(scorers, config.average, sample, report)
         score = functools.partial(_average, scorers, weights)
         kept = _best_queries(eligible, queries, score, config.keep_share, report)
+        first, end = rows(len(kept)) if rows is not None else (0, train.n_steps(len(kept)) * train.batch_size)
         counts = {
-            "rows drawn": train.n_steps(len(kept)) * train.batch_size,
+            "queries": len(kept),
+            "rows drawn": end - first,
             "queries skipped, no negatives": len(queries) - len(eligible),
             "queries dropped by score": len(eligible) - len(kept),
         }
         draw = functools.partial(visits, only(positives, kept), pool, seed=seed, n_negatives=train.negatives_per_row)
         files = _write_teachers(directory, wanted, config.average, weights)
-        _run(ShardSet(directory, wanted), draw, score, counts, report, files=files)
+        _run(ShardSet(directory, wanted), draw, score, counts, report, first=first, files=files)
     return load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
 
 
@@ -162,6 +172,19 @@ def load(directory: Path, made: Manifest, *, n_queries: int, n_passages: int) ->
     """
     table = ShardSet(directory, made).table()
     return Margins.from_table(table, str(directory), n_queries=n_queries, n_passages=n_passages)
+
+
+def mean_negative_score(directory: Path, made: Manifest) -> float:
+    """The mean score that the teacher gave the negatives of the rows of a finished artifact.
+
+    Raises:
+        ArtifactError: It is damaged, or made by a version that did not record it.
+    """
+    try:
+        totals = [json.loads(table.schema.metadata[_SCORES]) for table in ShardSet(directory, made).tables()]
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{directory} does not say how its negatives were scored; delete it") from error
+    return float(sum(total["sum"] for total in totals) / max(1, sum(total["n"] for total in totals)))
 
 
 def unique_pairs(rows: Visits) -> Pairs:
@@ -251,6 +274,7 @@ def _run(
     counts: dict[str, int],
     report: Report | None,
     *,
+    first: int,
     files: list[str],
 ) -> None:
     n_rows = counts["rows drawn"]
@@ -261,12 +285,14 @@ def _run(
             if report is not None:
                 report("label", start + (stop - start) * done // max(total, 1), n_rows)
 
-        rows = draw(start=start, stop=stop)
+        rows = draw(start=first + start, stop=first + stop)
         pairs = unique_pairs(rows)
         scores = score(pairs, show)
         margins = _margins(scores, pairs)
         valid = np.logical_and.reduce(np.isfinite(margins).reshape(len(margins), -1), axis=1)
-        shards.write(shard, _rows(rows, margins, valid))
+        found = scores[pairs.negative][valid]
+        total = {_SCORES: json.dumps({"sum": float(found.sum(dtype=np.float64)), "n": found.size})}
+        shards.write(shard, _rows(rows, margins, valid).replace_schema_metadata(total))
     n_written = sum(table.num_rows for table in shards.tables())
     if not n_written:
         raise ModelError(f"the teacher gave NaN for all {n_rows} rows; use another teacher")
