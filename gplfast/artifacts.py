@@ -181,27 +181,33 @@ class Artifacts:
             return train.manifest(inputs, base, config.genq, loss, seed, guide=self.guide_fingerprint(config.genq))
         if step == "label":
             inputs["negatives"] = self._input("mine").key
-            return label.manifest(inputs, self._served(config.label.model), config.label, config.train, seed)
+            first, *more = (self._served(name) for name in self.teachers())
+            return label.manifest(inputs, first, config.label, config.train, seed, more_teachers=more)
         if step == "train rgpl":
             return self._wanted_rgpl(inputs)
         if step == "train gpl":
             inputs["margins"] = self._input("label").key
-            base, loss = self.model(config.train.base).fingerprint, config.train.chosen_loss(MARGIN_MSE)
-            return train.manifest(inputs, base, config.train, loss, seed, guide=self.guide_fingerprint(config.train))
+            return self._wanted_gpl(inputs)
         raise ConfigError(
             f"step is {step!r} but must be one of generate, mine, label, train gpl, train rgpl, train genq"
         )
 
+    def _wanted_gpl(self, inputs: dict[str, str]) -> Manifest:
+        from gplfast.stages import train
+
+        config, guide = self.config.train, self.guide_fingerprint(self.config.train)
+        base, loss = self.model(config.base).fingerprint, config.chosen_loss(MARGIN_MSE)
+        return train.manifest(inputs, base, config, loss, self.config.seed, guide=guide)
+
     def _wanted_rgpl(self, inputs: dict[str, str]) -> Manifest:
-        from gplfast.stages import refresh, train
+        from gplfast.stages import refresh
 
         config = self.config
         inputs["negatives"] = self._input("mine").key
-        base, loss = self.model(config.train.base).fingerprint, config.train.chosen_loss(MARGIN_MSE)
-        guide = self.guide_fingerprint(config.train)
-        made = train.manifest(inputs, base, config.train, loss, config.seed, guide=guide)
+        made = self._wanted_gpl(inputs)
         mine = {"exclude_duplicates": config.mine.exclude_duplicates}
-        return refresh.manifest(made, self._served(config.label.model), config.label, config.refresh, mine)
+        teachers = [self._served(name) for name in self.teachers()]
+        return refresh.manifest(made, teachers, config.label, config.refresh, mine)
 
     def _input(self, step: str) -> Manifest:
         """The manifest of an earlier step: the wanted one, or on its own the one that is on disk.
@@ -233,6 +239,10 @@ class Artifacts:
         from gplfast.mining.sources import used_retrievers
 
         return used_retrievers(self.config.mine)
+
+    def teachers(self) -> list[str]:
+        """The names of the cross-encoders that label, the first one first."""
+        return [self.config.label.model, *self.config.label.more_models]
 
     def _served(self, name: str) -> str:
         return served_fingerprint(self.model(name).fingerprint, self.config)

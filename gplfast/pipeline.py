@@ -117,9 +117,10 @@ class Pipeline(Remining):
             self.wanted("label"),
             config=self.config.label,
             train=self.config.train,
-            open_teacher=self._open_teacher,
+            open_teacher=self.opener_of_teacher(0),
             scores=self.work.path("scores"),
             seed=self.config.seed,
+            more_teachers=[self.opener_of_teacher(place) for place in range(1, len(self.teachers()))],
             report=self.report,
         )
 
@@ -129,8 +130,8 @@ class Pipeline(Remining):
 
         config, directory = self.student_config(student), self.directory(f"train {student}")
 
-        guide_file = self.guide(config)
-        guide = None if guide_file is None else guide_file.path
+        found_guide = self.guide(config)
+        guide = None if found_guide is None else found_guide.path
 
         def rows(margins: Margins) -> Any:
             return train.from_margins(self.corpus, self.queries(), margins, config, guide)

@@ -59,7 +59,7 @@ class Remining(Systems):
 
         config, scores = self.config, self.work.path("scores")
         inputs = {"corpus": self.corpus.fingerprint, "queries": self._input("generate").key}
-        teacher = self._served(config.label.model)
+        teacher, *more = (self._served(name) for name in self.teachers())
         negatives = {**inputs, "negatives": self._input("mine").key}
         mining = self._mining_of_refreshes()
         n_queries, n_passages = len(self.queries()), len(self.corpus)
@@ -72,14 +72,16 @@ class Remining(Systems):
             return mine.mine(self.corpus, self.queries(), folder, made, mining, report=report, **options)
 
         # Opened once for all refreshes.
-        open_teacher = functools.cache(self._open_teacher)
+        openers = [functools.cache(self.opener_of_teacher(place)) for place in range(len(self.teachers()))]
 
         def label_rows(folder: Path, made: Manifest, pool: Negatives, rows: RowsOf, report: Report | None) -> Margins:
             return label.label(
                 *(self.corpus, self.queries(), pool, folder, made),
                 config=config.label,
                 train=config.train,
-                open_teacher=open_teacher,
+                open_teacher=openers[0],
+                more_teachers=openers[1:],
+                compared_on=self.negatives() if len(openers) > 1 else None,
                 scores=scores,
                 seed=config.seed,
                 report=report,
@@ -94,7 +96,9 @@ class Remining(Systems):
             negative_score=label.mean_negative_score,
             pairs_stored=lambda: n_stored(scores),
             mine_manifest=mine.manifest(inputs, {STUDENT: ""}, mining),
-            label_manifest=label.manifest(negatives, teacher, config.label, config.train, config.seed),
+            label_manifest=label.manifest(
+                negatives, teacher, config.label, config.train, config.seed, more_teachers=more
+            ),
         )
 
     def _mining_of_refreshes(self) -> MineConfig:
@@ -110,8 +114,10 @@ class Remining(Systems):
             batch_size=config.refresh.batch_size,
         )
 
-    def _open_teacher(self) -> Any:
-        return self.serving.teacher(self.model(self.config.label.model).path)
+    def opener_of_teacher(self, place: int) -> Callable[[], Any]:
+        """What opens one of `teachers()`."""
+        model, name = self.model(self.teachers()[place]), "teacher" if not place else f"teacher {place + 1}"
+        return lambda: self.serving.teacher(model.path, name)
 
 
 class SegmentExamples:

@@ -37,13 +37,13 @@ class Serving:
         self.choices["generator"] = model.choice.as_json()
         return model
 
-    def teacher(self, path: Path) -> CrossEncoder:
-        """The cross-encoder of a checkpoint."""
+    def teacher(self, path: Path, name: str = "teacher") -> CrossEncoder:
+        """The cross-encoder of a checkpoint; `name` is what `choices` calls it."""
         from gplfast.models import CrossEncoder
 
         label = self._config.label.relevance_label or None
         model = CrossEncoder.open(path, label=label, **self._options)
-        self.choices["teacher"] = model.choice.as_json()
+        self.choices[name] = model.choice.as_json()
         return model
 
     def encoder(self, path: Path | str, name: str, *, pooling: str = "") -> BiEncoder:

@@ -127,6 +127,8 @@ class Systems(Artifacts):
                 preflight.bi_encoder(self.model(name).path, "retriever")
         if {"label", "train rgpl"} & set(steps) or BM25_TEACHER in systems:
             preflight.teacher(self.model(config.label.model).path, config.label)
+        for name in config.label.more_models if "label" in steps else ():
+            preflight.teacher(self.model(name).path, config.label)
         for step in steps:
             if step.startswith("train"):
                 student = self.student_config(step.split()[1])

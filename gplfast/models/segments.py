@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gplfast.models import training_rows
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gplfast.config import TrainConfig
     from gplfast.models.student_encoder import StudentEncoder
     from gplfast.models.training_rows import Examples
 
@@ -40,18 +43,18 @@ class Segments:
 class SegmentRows:
     """The rows of the segment that is trained on."""
 
-    def __init__(self, segments: Segments, prepared: Callable[[Examples], tuple[Any, Any]], batch_size: int) -> None:
+    def __init__(self, segments: Segments, config: TrainConfig, collators: Callable[[Examples], Any]) -> None:
         """No rows yet.
 
         Args:
             segments: How to get them.
-            prepared: Gives rows of some examples as the trainer takes them, and what makes batches of these; see
-                `training_rows.dataset` and `training_rows.collator`.
-            batch_size: Rows of a step.
+            config: Rows of a step, and the loss.
+            collators: Gives what makes batches of rows of some examples, see `training_rows.collator`.
         """
-        self._segments, self._batch_size, self._prepared = segments, batch_size, prepared
+        self._segments, self._config, self._collators = segments, config, collators
         self._first_step = -1
         self._data: Any = None
+        self._batches: list[list[int]] = []
         self._collator: Any = None
 
     def begin(self, step: int, encoder: Callable[[], StudentEncoder]) -> None:
@@ -60,7 +63,8 @@ class SegmentRows:
         if first == self._first_step:
             return
         examples = self._segments.remine(first, encoder(), step == first)
-        self._data, self._collator = self._prepared(examples)
+        self._data, self._collator = training_rows.dataset(examples, self._config), self._collators(examples)
+        self._batches = training_rows.batches(examples, self._config)
         self._first_step = first
 
     def batch(self, rows: list[int]) -> dict[str, Any]:
@@ -68,8 +72,11 @@ class SegmentRows:
 
         A segment with fewer rows than its steps take (rows without a teacher's score were dropped) begins again.
         """
-        first = self._first_step * self._batch_size
-        made: dict[str, Any] = self._collator([self._data[(row - first) % len(self._data)] for row in rows])
+        first = self._first_step * self._config.batch_size
+        taken = [(row - first) % len(self._data) for row in rows]
+        if self._batches:
+            taken = self._batches[(rows[0] - first) // self._config.batch_size % len(self._batches)]
+        made: dict[str, Any] = self._collator([self._data[row] for row in taken])
         return made
 
 

@@ -73,9 +73,7 @@ def fit(
     )
     trainer = parts.trainer(
         model=student,
-        args=_arguments(
-            checkpoints, config, len(examples.queries), parts.sampler, n_steps=n_steps, seed=seed, precision=precision
-        ),
+        args=_arguments(checkpoints, config, examples, parts.sampler, n_steps=n_steps, seed=seed, precision=precision),
         train_dataset=parts.dataset,
         loss=training_rows.loss(student, config, examples),
         data_collator=parts.collator,
@@ -94,31 +92,26 @@ class _Rows(NamedTuple):
 
     trainer: Any
     dataset: Any
-    sampler: Any
     collator: Any
+    sampler: Any
     callbacks: list[Any]
 
 
 def _whole_rows(student: Any, config: TrainConfig, examples: Examples) -> _Rows:
-    sampler, data = training_rows.batch_sampler(examples, config), training_rows.dataset(examples, config)
-    return _Rows(_trainer_class(), data, sampler, training_rows.collator(student, examples), [])
+    collator, sampler = training_rows.collator(student, examples), training_rows.batch_sampler(examples, config)
+    return _Rows(_trainer_class(), training_rows.dataset(examples, config), collator, sampler, [])
 
 
 def _segment_rows(student: Any, config: TrainConfig, precision: str, found: Segments) -> _Rows:
-    rows = segments.SegmentRows(
-        found,
-        lambda part: (training_rows.dataset(part, config), training_rows.collator(student, part)),
-        config.batch_size,
-    )
+    rows = segments.SegmentRows(found, config, lambda part: training_rows.collator(student, part))
     callback = segments.callback(rows, found, lambda: StudentEncoder(student, config, precision))
     data = segments.dataset(found.n_steps * config.batch_size)
-    # In file order, whatever the loss: which rows could share a batch is known for one segment at a time only.
-    trainer = segments.trainer_class(_trainer_class(), rows)
-    return _Rows(trainer, data, training_rows.file_order, segments.RowNumbers(), [callback])
+    trainer, collator = segments.trainer_class(_trainer_class(), rows), segments.RowNumbers()
+    return _Rows(trainer, data, collator, training_rows.file_order, [callback])
 
 
 def _arguments(
-    directory: Path, config: TrainConfig, n_rows: int, sampler: Any, *, n_steps: int, seed: int, precision: str
+    directory: Path, config: TrainConfig, examples: Examples, sampler: Any, *, n_steps: int, seed: int, precision: str
 ) -> Any:
     from sentence_transformers import SentenceTransformerTrainingArguments
 
@@ -135,7 +128,7 @@ def _arguments(
         max_grad_norm=config.max_grad_norm,
         batch_sampler=sampler,
         # A last batch that is not full would have fewer negatives in GenQ; with less than one batch it is all there is.
-        dataloader_drop_last=n_rows >= config.batch_size,
+        dataloader_drop_last=len(examples.queries) >= config.batch_size,
         dataloader_pin_memory=on_gpu,
         seed=seed % 2**32,
         bf16=precision == "bf16",

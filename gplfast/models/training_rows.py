@@ -126,9 +126,18 @@ def batch_sampler(examples: Examples, config: TrainConfig) -> Any:
     """
     if examples.negatives is None:
         return "no_duplicates"
-    if config.shares_batch(MARGIN_MSE):
-        return functools.partial(_apart, examples)
-    return file_order
+    return functools.partial(_apart, examples, config) if config.shares_batch(MARGIN_MSE) else file_order
+
+
+def batches(examples: Examples, config: TrainConfig) -> list[list[int]]:
+    """The batches of rows with negatives, see `apart`; none where the batch's passages are no negatives."""
+    if examples.negatives is None or not config.shares_batch(MARGIN_MSE):
+        return []
+    queries, positives = _groups(examples)
+    negatives = examples.negatives.reshape(len(queries), -1)
+    if examples.passage_groups is not None:
+        negatives = examples.passage_groups[negatives]
+    return list(apart(queries, positives, negatives, config.batch_size))
 
 
 def apart(
@@ -175,21 +184,19 @@ def apart(
         yield batch
 
 
-def _apart(examples: Examples, dataset: Any, batch_size: int, drop_last: bool, **options: Any) -> Any:
+def _apart(
+    examples: Examples, config: TrainConfig, dataset: Any, batch_size: int, drop_last: bool, **options: Any
+) -> Any:
     from sentence_transformers.base.sampler import DefaultBatchSampler
 
-    queries, positives = _groups(examples)
-    negatives = np.asarray(examples.negatives, np.int64).reshape(len(queries), -1)
-    if examples.passage_groups is not None:
-        negatives = examples.passage_groups[negatives]
-    batches = list(apart(queries, positives, negatives, batch_size))
+    made = batches(examples, config)
 
     class Apart(DefaultBatchSampler):  # type: ignore[misc, unused-ignore]
         def __iter__(self) -> Iterator[list[int]]:
-            return iter(batches)
+            return iter(made)
 
         def __len__(self) -> int:
-            return len(batches)
+            return len(made)
 
     return Apart(dataset, batch_size=batch_size, drop_last=drop_last, **options)
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gplfast.errors import ArtifactError, DataError, ModelError
+from gplfast.mining import averaging
 from gplfast.mining.lists import Lists, only, single
 from gplfast.mining.sampling import Visits, visited, visits
 from gplfast.mining.scoring import PairScorer, Progress, Teacher, teacher_identity
 from gplfast.settings import output_settings
-from gplfast.store.manifest import Manifest, freshness
+from gplfast.store.atomic import write_json
+from gplfast.store.manifest import Manifest, freshness, retract
 from gplfast.store.margins import Margins
 from gplfast.store.scores import ScoreStore
 from gplfast.store.shards import ShardSet
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from gplfast.store.negatives import Negatives
 
 SHARD_ROWS = 32_768
+# Rows whose margins say how wide each teacher's scores are: the mean |margin| of 2,048 is known to about 2 %.
+SAMPLE_ROWS = 2048
+TEACHERS_FILE = "teachers.json"
 _SCORES = b"gplfast.scores"
 Report = Callable[[str, int, int], None]
 
@@ -52,18 +57,30 @@ class Pairs(NamedTuple):
     negative: npt.NDArray[np.int64]
 
 
+Score = Callable[[Pairs, Progress], npt.NDArray[np.float32]]
+
+
 def manifest(
-    inputs: dict[str, str], teacher_fingerprint: str, config: LabelConfig, train: TrainConfig, seed: int
+    inputs: dict[str, str],
+    teacher_fingerprint: str,
+    config: LabelConfig,
+    train: TrainConfig,
+    seed: int,
+    *,
+    more_teachers: Sequence[str] = (),
 ) -> Manifest:
     """What the margins depend on; how many there are follows from the training's steps and batch size."""
     settings = {**output_settings(config), "seed": seed, "shard_rows": SHARD_ROWS, "batch_size": train.batch_size}
+    if not more_teachers:
+        settings.pop("average", None)
     if train.negatives_per_row > 1:
         settings["negatives_per_row"] = train.negatives_per_row
     if train.steps:
         settings["steps"] = train.steps
     else:
         settings["visits_per_query"], settings["max_steps"] = train.visits_per_query, train.max_steps
-    return Manifest("margins", inputs=inputs, config=settings, models={"teacher": teacher_fingerprint})
+    models = averaging.teacher_models([teacher_fingerprint, *more_teachers])
+    return Manifest("margins", inputs=inputs, config=settings, models=models)
 
 
 def label(
@@ -78,6 +95,8 @@ def label(
     open_teacher: Callable[[], Teacher],
     scores: Path,
     seed: int,
+    more_teachers: Sequence[Callable[[], Teacher]] = (),
+    compared_on: Negatives | None = None,
     report: Report | None = None,
     rows: Callable[[int], tuple[int, int]] | None = None,
 ) -> Margins:
@@ -99,6 +118,10 @@ def label(
         open_teacher: Opens the model; called only when there is something to score.
         scores: Directory of the score stores; a pair is scored once in its life.
         seed: Seed of the visits.
+        more_teachers: Open the other models whose scores are averaged with the first one's, see `averaging`. Their
+            factors come from the first `SAMPLE_ROWS` visits and are in `teachers.json`.
+        compared_on: The negatives of those visits; by default `negatives`. With it labels of other negatives, as of a
+            later segment, are on one scale.
         report: Called with (what, done, all).
         rows: Gives, for so many queries that are trained on, the first row of the visits and the one after the last;
             by default all that the training takes. Any part has the rows that the whole has there.
@@ -118,15 +141,15 @@ def label(
                 f"cannot label: {len(queries)} queries and none has a negative; the corpus has {len(corpus)} passages, "
                 "give more, or look at the counts of generate and mine"
             )
-        scorer = PairScorer(
-            lambda teacher: ScoreStore(scores, teacher_identity(teacher, config.activation, config.relevance_label)),
-            open_teacher,
-            max_tokens=config.max_seq_length,
-            activation=config.activation,
-            keep_nan=config.nan == "drop",
-            batch_size=config.batch_size,
-        )
-        score = functools.partial(_score, scorer, corpus, queries)
+        scorers = [
+            functools.partial(_score, pair_scorer(config, opener, scores), corpus, queries)
+            for opener in (open_teacher, *more_teachers)
+        ]
+        n_sample = min(SAMPLE_ROWS, train.n_steps(len(eligible)) * train.batch_size)
+        compared = pool if compared_on is None else Lists(*compared_on.union())
+        sample = functools.partial(visits, positives, compared, seed=seed, start=0, stop=n_sample)
+        weights = _weights(scorers, config.average, sample, report)
+        score = functools.partial(_average, scorers, weights)
         kept = _best_queries(eligible, queries, score, config.keep_share, report)
         first, end = rows(len(kept)) if rows is not None else (0, train.n_steps(len(kept)) * train.batch_size)
         counts = {
@@ -136,7 +159,8 @@ def label(
             "queries dropped by score": len(eligible) - len(kept),
         }
         draw = functools.partial(visits, only(positives, kept), pool, seed=seed, n_negatives=train.negatives_per_row)
-        _run(ShardSet(directory, wanted), draw, score, counts, report, first=first)
+        files = _write_teachers(directory, wanted, config.average, weights)
+        _run(ShardSet(directory, wanted), draw, score, counts, report, first=first, files=files)
     return load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
 
 
@@ -173,6 +197,50 @@ def unique_pairs(rows: Visits) -> Pairs:
     return Pairs(pairs[:, 0], pairs[:, 1], found[:, 0], found[:, 1:].reshape(rows.negatives.shape))
 
 
+def pair_scorer(config: LabelConfig, open_teacher: Callable[[], Teacher], scores: Path) -> PairScorer:
+    """What scores pairs with one teacher as the settings say, each pair once in its life."""
+    return PairScorer(
+        lambda teacher: ScoreStore(scores, teacher_identity(teacher, config.activation, config.relevance_label)),
+        open_teacher,
+        max_tokens=config.max_seq_length,
+        activation=config.activation,
+        keep_nan=config.nan == "drop",
+        batch_size=config.batch_size,
+    )
+
+
+def _weights(scorers: Sequence[Score], how: str, sample: Callable[[], Visits], report: Report | None) -> list[float]:
+    """What each teacher's scores are multiplied by before they are averaged."""
+    if len(scorers) == 1 or how == "raw":
+        return [1.0] * len(scorers)
+    pairs = unique_pairs(sample())
+
+    def show(done: int, total: int) -> None:
+        if report is not None:
+            report("compare teachers", done, total)
+
+    return averaging.factors([_margins(score(pairs, show), pairs) for score in scorers])
+
+
+def _write_teachers(directory: Path, wanted: Manifest, how: str, weights: list[float]) -> list[str]:
+    """Say beside the labels how several teachers were averaged; returns the files that were written."""
+    if len(weights) == 1:
+        return []
+    directory.mkdir(parents=True, exist_ok=True)
+    retract(directory)  # an older manifest would describe another file
+    factors = dict(zip(wanted.models.values(), weights, strict=True))
+    write_json(directory / TEACHERS_FILE, {"average": how, "factors": factors})
+    return [TEACHERS_FILE]
+
+
+def _average(
+    scorers: Sequence[Score], weights: Sequence[float], pairs: Pairs, progress: Progress
+) -> npt.NDArray[np.float32]:
+    if len(scorers) == 1:
+        return scorers[0](pairs, progress)
+    return averaging.average([score(pairs, progress) for score in scorers], weights)
+
+
 def _score(
     scorer: PairScorer, corpus: Corpus, queries: GeneratedQueries, pairs: Pairs, progress: Progress
 ) -> npt.NDArray[np.float32]:
@@ -185,7 +253,7 @@ def _score(
 def _best_queries(
     eligible: npt.NDArray[np.int64],
     queries: GeneratedQueries,
-    score: Callable[[Pairs, Progress], npt.NDArray[np.float32]],
+    score: Score,
     share: float,
     report: Report | None,
 ) -> npt.NDArray[np.int64]:
@@ -202,11 +270,12 @@ def _best_queries(
 def _run(
     shards: ShardSet,
     draw: Callable[..., Visits],
-    score: Callable[[Pairs, Progress], npt.NDArray[np.float32]],
+    score: Score,
     counts: dict[str, int],
     report: Report | None,
     *,
     first: int,
+    files: list[str],
 ) -> None:
     n_rows = counts["rows drawn"]
     for shard in shards.missing(_n_shards(n_rows)):
@@ -227,7 +296,7 @@ def _run(
     n_written = sum(table.num_rows for table in shards.tables())
     if not n_written:
         raise ModelError(f"the teacher gave NaN for all {n_rows} rows; use another teacher")
-    shards.finish({**counts, "rows": n_written, "rows dropped for NaN": n_rows - n_written})
+    shards.finish({**counts, "rows": n_written, "rows dropped for NaN": n_rows - n_written}, files=files)
 
 
 def _margins(scores: npt.NDArray[np.float32], pairs: Pairs) -> npt.NDArray[np.float32]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from gplfast.mining import dense, refreshes
+from gplfast.mining.averaging import teacher_models
 from gplfast.mining.background import Job
 from gplfast.mining.lists import Lists, from_sequences
 from gplfast.settings import output_settings
@@ -86,13 +87,15 @@ class Steps:
     label_manifest: Manifest
 
 
-def manifest(made: Manifest, teacher: str, label: LabelConfig, config: RefreshConfig, mine: dict[str, Any]) -> Manifest:
+def manifest(
+    made: Manifest, teachers: list[str], label: LabelConfig, config: RefreshConfig, mine: dict[str, Any]
+) -> Manifest:
     """What R-GPL's student depends on.
 
     Args:
         made: What GPL's would, from the negatives instead of the margins.
-        teacher: Fingerprint of the teacher.
-        label: Settings of its scores.
+        teachers: Fingerprints of the teachers.
+        label: Settings of their scores.
         config: Settings of the refreshes.
         mine: The settings of mining that refreshes follow.
     """
@@ -101,7 +104,7 @@ def manifest(made: Manifest, teacher: str, label: LabelConfig, config: RefreshCo
         for name in ("below", "sample_queries", "sample_passages"):
             settings.pop(name)
     settings = {**made.config, "label": output_settings(label), "refresh": {**settings, **mine}}
-    return dataclasses.replace(made, config=settings, models={**made.models, "teacher": teacher})
+    return dataclasses.replace(made, config=settings, models={**made.models, **teacher_models(teachers)})
 
 
 class Refreshes:

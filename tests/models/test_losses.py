@@ -339,12 +339,30 @@ def test_batches_whose_passages_are_negatives_hold_no_rows_positive_twice():
     assert unique == [list(range(16)), list(range(16, 32)), list(range(32, 40))]
 
 
+def test_a_segment_of_rgpl_is_batched_in_the_same_way(world):
+    """Its rows are taken by their numbers in the whole training, steps of a batch each."""
+    from gplfast.models.segments import SegmentRows, Segments
+
+    config, n = with_(loss="mnrl", batch_size=4), 12
+    rows = dataclasses.replace(rows_of(world, 1, n=n), positives=np.arange(n) // 3)
+    taken = []
+
+    def collators(_):
+        return lambda features: taken.append([row["query"] for row in features])
+
+    part = SegmentRows(Segments(3, 6, lambda *_: rows), config, collators)
+    part.begin(3, lambda: None)
+    for first in (12, 16, 20):
+        part.batch(list(range(first, first + 4)))
+    assert taken == training_rows.batches(rows, config)[:3] == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+
+
 def test_equal_texts_count_as_one_passage(world):
     rows = dataclasses.replace(
         rows_of(world, 1),
         passage_groups=np.where(np.arange(40) == 1, 0, np.arange(40)),  # passages 0 and 1 say the same
     )
-    config = with_(loss="mnrl")
+    config = with_(loss="mnrl", batch_size=4)
     sampler = training_rows.batch_sampler(rows, config)(training_rows.dataset(rows, config), 4, False)
     assert list(sampler) == [[0, 2, 3, 4], [1]]
     assert len(sampler) == 2

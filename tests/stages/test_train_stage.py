@@ -261,10 +261,7 @@ def test_genq_keeps_equal_passages_out_of_a_batch(world):
         assert len(set(asked)) == len(asked)
         seen += batch
     assert sorted(seen) == list(range(20))
-    args = training._arguments(
-        world.cache / "x", CONFIG, len(rows.queries), "no_duplicates", n_steps=3, seed=0, precision="fp32"
-    )
-    assert args.batch_sampler == "no_duplicates"
+    assert training_rows.batch_sampler(rows, CONFIG) == "no_duplicates"
 
 
 def test_genq_trains(tmp_path, world):
