@@ -59,6 +59,15 @@ def only(lists: Lists, kept: Int64) -> Lists:
     return Lists(_indptr(lengths), lists.rows[np.repeat(lengths == lists.lengths, lists.lengths)])
 
 
+def without(lists: Lists, excluded: Lists) -> Lists:
+    """The same lists, order kept, without the rows that the other ones hold."""
+    kept = []
+    for index in range(len(lists.lengths)):
+        rows = lists.list(index)
+        kept.append(rows[~np.isin(rows, excluded.list(index))])
+    return from_sequences(kept)
+
+
 def same_text_groups(texts: Sequence[str]) -> Int64:
     """For each text the row of the first that is equal to it, int64 (n_texts,): equal texts share their group."""
     first: dict[bytes, int] = {}
