@@ -19,8 +19,6 @@ from gplfast.settings import Checked, coerce, field_types, setting
 from gplfast.settings_file import read_settings_file
 
 _PROVIDERS, _PRECISIONS = ("auto", "cpu", "openvino", "cuda"), ("auto", "fp32", "bf16", "int8")
-# Candidates per negative that are searched when a filter is on.
-_OVERFETCH = 4
 _ACTIVATIONS = ("identity", "sigmoid", "softmax", "default")
 
 
@@ -106,9 +104,6 @@ class MineConfig(Checked):
 class FilterConfig(Checked):
     """Which mined candidates are no negatives, in the order of these settings; see docs/filters.md."""
 
-    candidates: int = setting(
-        0, "candidates searched per query and retriever when a filter is on (0: 4 x negatives)", low=0, added=True
-    )
     min_score: float | None = setting(None, "drop lower scores of the retriever", added=True)
     max_score: float | None = setting(None, "drop higher scores of the retriever", added=True)
     absolute_margin: float | None = setting(
@@ -161,14 +156,19 @@ class FilterConfig(Checked):
         return self.near_positive < 1.0 or self.near_negative < 1.0
 
     @property
+    def needs_own_scores(self) -> bool:
+        """Whether the retriever's scores of the positives matter."""
+        return self.absolute_margin is not None or self.relative_margin is not None or bool(self.function)
+
+    @property
+    def limits_score(self) -> bool:
+        """Whether a limit of the retriever's score is on."""
+        return any(limit is not None for limit in self.by_score.values())
+
+    @property
     def on(self) -> bool:
         """Whether any filter is."""
-        limited = any(limit is not None for limit in self.by_score.values())
-        return limited or bool(self.function) or self.by_teacher or self.by_vector
-
-    def n_candidates(self, n_negatives: int) -> int:
-        """How many candidates are searched for so many negatives."""
-        return max(n_negatives, self.candidates or _OVERFETCH * n_negatives) if self.on else n_negatives
+        return self.limits_score or bool(self.function) or self.by_teacher or self.by_vector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,12 +333,7 @@ def check(config: RunConfig) -> RunConfig:
 
 
 def _check_filter(config: RunConfig) -> None:
-    wanted, retrievers = config.filter, config.mine.retrievers
-    if wanted.by_vector and set(retrievers) == {"bm25"}:
-        raise ConfigError(
-            "[filter] near_positive and near_negative compare embeddings but [mine] retrievers has only bm25; add a "
-            "bi-encoder"
-        )
+    wanted = config.filter
     if (wanted.denoise < 1.0 or wanted.pseudo_positive < 1.0) and config.label.activation == "default":
         raise ConfigError(
             "[filter] denoise and pseudo_positive compare probabilities but [label] activation is default, which may "

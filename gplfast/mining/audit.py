@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gplfast.mining.filters import lowest, owner_of
-from gplfast.mining.lists import Lists
+from gplfast.mining.filters import lowest
+from gplfast.mining.lists import Lists, owner_of
 from gplfast.mining.sampling import permutation
 from gplfast.store.atomic import read_json, write_json
 from gplfast.store.manifest import Manifest

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from gplfast import ops
 from gplfast.config import FilterConfig
-from gplfast.mining import filters
+from gplfast.mining import filters, near
 from gplfast.mining.filters import REASONS, Means, Scored, choose
-from gplfast.mining.lists import Lists, from_sequences
+from gplfast.mining.lists import Lists, from_sequences, owner_of
 
 NAN = math.nan
 
@@ -154,7 +154,7 @@ def test_what_the_teacher_cannot_score_is_no_negative():
 def test_places_in_a_triangle():
     for size in (*range(2, 12), 1000):
         rows, columns = np.triu_indices(size, 1)
-        got = filters.triangle_places(np.arange(len(rows)), np.full(len(rows), size))
+        got = near.triangle_places(np.arange(len(rows)), np.full(len(rows), size))
         np.testing.assert_array_equal(got, (rows, columns))
 
 
@@ -178,7 +178,8 @@ def oracle(own, positives, rows, scores, n_most, config, docs, table):
         reason = ""
         margins = config.absolute_margin is not None or config.relative_margin is not None
         lowest = NAN if any(math.isnan(p) for p in positives) else min(map(float, positives), default=math.inf)
-        if math.isnan(score) or (margins and math.isnan(lowest)):
+        limits = margins or config.min_score is not None or config.max_score is not None
+        if (limits and math.isnan(score)) or (margins and math.isnan(lowest)):
             reason = "no score"
         elif config.min_score is not None and score < config.min_score:
             reason = "min score"
@@ -186,7 +187,7 @@ def oracle(own, positives, rows, scores, n_most, config, docs, table):
             reason = "max score"
         elif config.absolute_margin is not None and score + config.absolute_margin > lowest:
             reason = "absolute margin"
-        elif config.relative_margin is not None and positives and (
+        elif config.relative_margin is not None and len(positives) and (
             score > lowest - abs(lowest) * config.relative_margin
         ):
             reason = "relative margin"
@@ -236,14 +237,14 @@ def problems(draw):
     docs = np.array(draw(st.lists(st.tuples(*[st.integers(-1, 1)] * 3), min_size=N_DOCS, max_size=N_DOCS)), np.float32)
     table = np.array(draw(st.lists(numbers, min_size=n_queries * N_DOCS, max_size=n_queries * N_DOCS)), np.float32)
     limit = st.one_of(st.none(), few)
-    near = st.sampled_from([1.0, 0.9, 0.7, 0.5, 0.0])
+    closest = st.sampled_from([1.0, 0.9, 0.7, 0.5, 0.0])
     config = FilterConfig(
         min_score=draw(limit),
         max_score=draw(limit),
         absolute_margin=draw(limit),
         relative_margin=draw(limit),
-        near_positive=draw(near),
-        near_negative=draw(near),
+        near_positive=draw(closest),
+        near_negative=draw(closest),
         denoise=draw(st.sampled_from([1.0, 0.5, 0.1])),
         pseudo_positive=draw(st.sampled_from([1.0, 0.9, 0.6])),
         teacher_margin=draw(limit),
@@ -258,7 +259,7 @@ def test_filters_are_what_they_say(problem, grouped, threads):
     positives, candidates = scored(own, own_scores), scored(rows, scores)
     groups = None
     if grouped and config.by_vector:
-        groups = filters.corpus_groups(docs, config, 10**9, 10, threads)
+        groups = near.corpus_groups(docs, config, 10**9, 10, threads)
         assert groups is not None
     means = Means(docs=docs, groups=groups, teacher=Table(table), threads=threads)
     found = choose(positives, candidates, n_most, config, means)
@@ -293,7 +294,7 @@ def test_cosines_come_in_parts(monkeypatch):
     whole = choose(positives, candidates, 5, config, Means(docs=docs))
     assert 0 < whole.dropped["near positive"] and 0 < whole.dropped["near negative"]
     for size in (1, 50, 700):
-        monkeypatch.setattr(filters, "_GRAM_VALUES", size)
+        monkeypatch.setattr(near, "_GRAM_VALUES", size)
         parts = choose(positives, candidates, 5, config, Means(docs=docs))
         assert parts.dropped == whole.dropped
         np.testing.assert_array_equal(parts.kept, whole.kept)
@@ -301,11 +302,11 @@ def test_cosines_come_in_parts(monkeypatch):
 
 def test_groups_of_the_corpus_only_where_they_are_cheaper():
     docs = np.eye(10, dtype=np.float32)
-    near = FilterConfig(near_negative=0.9)
-    assert filters.corpus_groups(docs, near, 4, 5) is not None
-    assert filters.corpus_groups(docs, near, 3, 5) is None
-    assert filters.corpus_groups(docs, FilterConfig(near_positive=0.9), 9, 5) is None
-    assert filters.corpus_groups(docs, FilterConfig(denoise=0.1), 10**9, 5) is None
+    config = FilterConfig(near_negative=0.9)
+    assert near.corpus_groups(docs, config, 4, 5) is not None
+    assert near.corpus_groups(docs, config, 3, 5) is None
+    assert near.corpus_groups(docs, FilterConfig(near_positive=0.9), 9, 5) is None
+    assert near.corpus_groups(docs, FilterConfig(denoise=0.1), 10**9, 5) is None
 
 
 def test_inputs_are_left_as_they_are():
@@ -323,24 +324,27 @@ def test_sentence_transformers_keeps_the_same():
     pytest.importorskip("sentence_transformers")
     datasets = pytest.importorskip("datasets")
     import torch
-    from sentence_transformers.util import mine_hard_negatives
+    from sentence_transformers import util
 
     draw = np.random.default_rng(5)
     n_docs, n_queries = 60, 25
     docs = draw.standard_normal((n_docs, 6)).astype(np.float32)
     docs /= np.linalg.norm(docs, axis=1, keepdims=True)
     own = [draw.permutation(n_docs)[: 1 + query % 3] for query in range(n_queries)]
-    near = np.array([docs[rows].mean(axis=0) for rows in own]) + draw.standard_normal((n_queries, 6)) * 0.4
-    queries = (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float32)
+    around = np.array([docs[rows].mean(axis=0) for rows in own]) + draw.standard_normal((n_queries, 6)) * 0.4
+    queries = (around / np.linalg.norm(around, axis=1, keepdims=True)).astype(np.float32)
     texts = {f"doc {row}": docs[row] for row in range(n_docs)} | {f"query {i}": queries[i] for i in range(n_queries)}
 
     class Vectors:
         """What mine_hard_negatives asks of a model."""
 
-        def __getattr__(self, name):
-            if name in {"encode_query", "encode_document", "encode"}:
-                return lambda given, **_: torch.tensor(np.stack([texts[text] for text in given]))
-            raise AttributeError(name)
+        device = torch.device("cpu")
+        similarity, similarity_pairwise = staticmethod(util.dot_score), staticmethod(util.pairwise_dot_score)
+
+        def encode_query(self, given, **_):
+            return np.stack([texts[text] for text in given])
+
+        encode_document = encode_query
 
     pairs = [(f"query {i}", f"doc {row}") for i, rows in enumerate(own) for row in rows]
     dataset = datasets.Dataset.from_dict({"query": [a for a, _ in pairs], "answer": [b for _, b in pairs]})
@@ -354,7 +358,7 @@ def test_sentence_transformers_keeps_the_same():
         {"relative_margin": 0.2},
         {"absolute_margin": 0.05, "relative_margin": 0.1, "max_score": 0.6, "min_score": 0.1},
     ):
-        peer = mine_hard_negatives(
+        peer = util.mine_hard_negatives(
             dataset,
             Vectors(),
             corpus=[f"doc {row}" for row in range(n_docs)],
@@ -365,8 +369,8 @@ def test_sentence_transformers_keeps_the_same():
             **options,
         )
         theirs = {(row["query"], row["negative"]) for row in peer}
-        found = choose(positives, candidates, n_docs, FilterConfig(**options), Means())
-        owners = filters.owner_of(candidates.lists)[found.kept]
+        found = choose(positives, candidates, n_docs - 6, FilterConfig(**options), Means())
+        owners = owner_of(candidates.lists)[found.kept]
         kept = zip(owners.tolist(), candidates.lists.rows[found.kept].tolist(), strict=True)
         assert {(f"query {query}", f"doc {row}") for query, row in kept} == theirs
         assert 0 < len(theirs) < len(candidates.scores)
