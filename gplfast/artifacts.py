@@ -149,6 +149,7 @@ class Artifacts:
 
     def wanted(self, step: str) -> Manifest:
         """The manifest that a step's artifact should have."""
+        from gplfast.mining import filtering
         from gplfast.stages import generate, label, mine, train
 
         config, seed = self.config, self.config.seed
@@ -157,7 +158,8 @@ class Artifacts:
             return generate.manifest(self.corpus.fingerprint, model, config.generate, seed)
         inputs = {"corpus": self.corpus.fingerprint, "queries": self._input("generate").key}
         if step == "mine":
-            return mine.manifest(inputs, self._retriever_fingerprints(), config.mine, seed)
+            filters = filtering.identity(config.filter, config.label, lambda: self._served(config.label.model))
+            return mine.manifest(inputs, self._retriever_fingerprints(), config.mine, seed, filters)
         if step == "train genq":
             base = self.model(config.genq.base).fingerprint
             return train.manifest(inputs, base, config.genq, train.MNRL, seed)

@@ -118,7 +118,9 @@ def _refuse_unused(arguments: argparse.Namespace, given: Iterable[str], config: 
         unused["genq"] = "loss is margin-mse, which trains no [genq]; add --loss both (or mnrl)"
     if arguments.name == "run":
         if config.loss == "mnrl":
-            unused["mine"] = unused["filter"] = unused["label"] = "loss is mnrl, which needs no negatives and no margins"
+            unused["mine"] = unused["filter"] = unused["label"] = (
+                "loss is mnrl, which needs no negatives and no margins"
+            )
             unused["train"] = "loss is mnrl, which trains [genq]; give the flag that starts with --genq-"
         if not arguments.evaluate:
             unused["evaluate"] = "nothing is evaluated; add --evaluate"

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from gplfast import preflight
 from gplfast.artifacts import Artifacts, ModelFile
-from gplfast.errors import ArtifactError, HubError, MissingExtraError, ModelError
+from gplfast.config import FilterConfig
+from gplfast.errors import ArtifactError, ConfigError, HubError, MissingExtraError, ModelError
+from gplfast.mining.user_filter import UserFilter
 from gplfast.report import BM25, BM25_TEACHER, System
 from gplfast.store.atomic import read_json
 from gplfast.store.manifest import Manifest
@@ -117,7 +119,15 @@ class Systems(Artifacts):
         for name in self.retrievers().values() if "mine" in steps else ():
             if name != BM25:
                 preflight.bi_encoder(self.model(name).path, "retriever")
-        if "label" in steps or BM25_TEACHER in systems:
+        filters = config.filter if "mine" in steps else FilterConfig()
+        if filters.by_vector and set(self.retrievers()) <= {BM25}:
+            raise ConfigError(
+                "[filter] near_positive and near_negative compare embeddings but no source of negatives is a "
+                "bi-encoder; add one"
+            )
+        if filters.function:
+            UserFilter.load(filters.function).check()
+        if "label" in steps or BM25_TEACHER in systems or filters.by_teacher or filters.audit:
             preflight.teacher(self.model(config.label.model).path, config.label)
         for step in steps:
             if step.startswith("train"):
@@ -136,7 +146,9 @@ class Systems(Artifacts):
         kinds = ["training"] if any(step.startswith("train") for step in stale) else []
         retrievers = set(self.retrievers().values())
         served = {"generate", "label", *(["mine"] if retrievers - {BM25} else [])}
-        if served & set(stale) or set(systems) - {BM25}:
+        filters = self.config.filter
+        teacher = "mine" in stale and (filters.by_teacher or bool(filters.audit))
+        if served & set(stale) or set(systems) - {BM25} or teacher:
             kinds.append("serving models")
         if ("mine" in stale and BM25 in retrievers) or {BM25, BM25_TEACHER} & set(systems):
             kinds.append("bm25")

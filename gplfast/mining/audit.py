@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from gplfast.store.manifest import Manifest
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from gplfast.mining.filtering import Asked
     from gplfast.mining.filters import Teacher
     from gplfast.mining.lists import Int64
     from gplfast.store.negatives import Negatives
@@ -47,9 +48,9 @@ class Found(NamedTuple):
         return self.false_negatives / self.negatives if self.negatives else 0.0
 
 
-def sample(positives: Lists, negatives: Lists, n: int, seed: int) -> Int64:
+def sample(positives: Lists, negatives: Negatives, n: int, seed: int) -> Int64:
     """Up to `n` queries that have a positive and a negative, drawn by Philox (seed, "audit", 0), ascending."""
-    able = np.flatnonzero((positives.lengths > 0) & (negatives.lengths > 0))
+    able = np.flatnonzero((positives.lengths > 0) & (np.diff(negatives.union()[0]) > 0))
     return np.sort(able[permutation(seed, "audit", 0, len(able))[:n]])
 
 
@@ -83,24 +84,29 @@ def audit(positives: Lists, negatives: Negatives, queries: Int64, teacher: Teach
     return Found(int(known.sum()), int((false & known).sum()), histogram.tolist(), edges.tolist(), sources)
 
 
-def made_before(directory: Path, identity: dict[str, Any]) -> bool:
-    """Whether the audit with this identity is written beside the finished negatives."""
-    try:
-        return bool(read_json(directory / AUDIT_FILE)["of"] == identity)
-    except FileNotFoundError:
-        return False
+def audited(
+    directory: Path, positives: Lists, negatives: Negatives, asked: Asked, teacher: Teacher, *, seed: int
+) -> None:
+    """Audit finished negatives once: audit.json beside them, and two counts in their manifest, whose key stays.
 
-
-def write(directory: Path, identity: dict[str, Any], n_queries: int, found: Found) -> None:
-    """Write audit.json, and the numbers into the counts of the finished artifact; its key stays as it is."""
-    record = {"of": identity, "queries": n_queries, **found._asdict(), "share": found.share}
+    Args:
+        directory: Of the negatives.
+        positives: Of every query.
+        negatives: What is in the directory.
+        asked: Says how many queries are looked at.
+        teacher: Scores pairs.
+        seed: Of the sample.
+    """
     made = Manifest.read(directory)
-    counts = {
-        "negatives audited": found.negatives,
-        "false negatives among them": found.false_negatives,
-    }
+    of = {"negatives": made.key, "teacher": asked.reader, "queries": asked.config.audit, "seed": seed}
+    path = directory / AUDIT_FILE
+    if path.is_file() and read_json(path)["of"] == of:
+        return
+    queries = sample(positives, negatives, asked.config.audit, seed)
+    found = audit(positives, negatives, queries, teacher, logits=asked.logits)
+    counts = {"negatives audited": found.negatives, "false negatives among them": found.false_negatives}
     made.with_counts({**made.counts, **counts}).write(directory)
-    write_json(directory / AUDIT_FILE, record)
+    write_json(path, {"of": of, "queries": len(queries), **found._asdict(), "share": found.share})
 
 
 def _of(lists: Lists, queries: Int64) -> Lists:

@@ -7,26 +7,33 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from gplfast.config import FilterConfig
 from gplfast.errors import ConfigError
 from gplfast.mining.bm25 import Ranking
 from gplfast.mining.filters import REASONS, Means, Scored, choose
-from gplfast.mining.lists import Lists
+from gplfast.mining.lists import Lists, owner_of
 from gplfast.mining.near import corpus_groups
 from gplfast.mining.scoring import by_rows
-from gplfast.mining.user_filter import UserFilter
+from gplfast.mining.user_filter import UserFilter, function_fingerprint
+from gplfast.settings import output_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy.typing as npt
+    import pyarrow as pa
 
-    from gplfast.config import FilterConfig
-    from gplfast.mining.filters import Teacher
+    from gplfast.config import LabelConfig
+    from gplfast.mining.filters import Chosen, Teacher
     from gplfast.mining.lists import Int64
     from gplfast.mining.scoring import PairScorer, Progress
 
 # Candidates per negative that are looked at when a filter is on and [mine] candidates says nothing.
 OVERFETCH = 4
+
+
+# Beside the negatives, where [filter] pseudo_positive is on.
+PSEUDO_POSITIVES = "pseudo_positives"
 
 
 class Asked(NamedTuple):
@@ -36,11 +43,13 @@ class Asked(NamedTuple):
         config: Which.
         scorer: The teacher, needed by some and by the audit.
         logits: Whether its scores are logits; otherwise they are probabilities.
+        reader: What the teacher's scores depend on, for the record of the audit.
     """
 
-    config: FilterConfig
+    config: FilterConfig = FilterConfig()
     scorer: PairScorer | None = None
     logits: bool = True
+    reader: Mapping[str, Any] | None = None
 
     def teacher(
         self, queries: Sequence[str], passages: Callable[[Int64], list[str]], progress: Progress | None = None
@@ -55,28 +64,77 @@ class Asked(NamedTuple):
         return by_rows(self.scorer, queries, passages, progress)
 
 
-class Counts:
-    """How many candidates each filter dropped, over sources and shards."""
+class Tally:
+    """What became of the candidates of a shard, over its sources."""
 
-    def __init__(self, config: FilterConfig) -> None:
-        """Nothing is counted yet.
+    def __init__(self) -> None:
+        """Nothing is counted yet."""
+        self.counts: Counter[str] = Counter()
+        self._pseudo: list[Lists] = []
 
-        Args:
-            config: Which filters are on: only they are named.
-        """
-        limits = [limit is not None for limit in config.by_score.values()]
-        on = (
-            *(any(limits), *limits, bool(config.function), config.near_positive < 1.0, config.by_teacher),
-            *(config.pseudo_positive < 1.0, config.denoise < 1.0, config.teacher_margin is not None),
-            *(config.near_negative < 1.0, True),
-        )
-        self._named = [reason for reason, is_on in zip(REASONS, on, strict=True) if is_on]
-        self.found: Counter[str] = Counter()
+    def add(self, found: Chosen, candidates: Lists) -> None:
+        """Count what became of one source's candidates."""
+        self.counts.update(found.dropped)
+        self.counts["candidates"] += len(found.kept)
+        indptr = np.searchsorted(np.flatnonzero(found.pseudo), candidates.indptr).astype(np.int64)
+        self._pseudo.append(Lists(indptr, candidates.rows[found.pseudo]))
 
-    def named(self) -> dict[str, int]:
-        """What a manifest counts: candidates, and what became of those that are no negatives."""
-        named = {f"dropped, {reason}": self.found[reason] for reason in self._named}
-        return {"candidates": self.found["candidates"], **named, "lists with fewer": self.found["lists with fewer"]}
+    def add_pseudo_positives(self, table: pa.Table) -> pa.Table:
+        """The table with another column, `pseudo_positives` list<int64>: of each query, ascending, each once."""
+        import pyarrow as pa
+
+        pairs = [np.stack([owner_of(lists), lists.rows], axis=1) for lists in self._pseudo]
+        both = np.unique(np.concatenate(pairs), axis=0)
+        indptr = np.searchsorted(both[:, 0], np.arange(table.num_rows + 1)).astype(np.int64)
+        lists = pa.LargeListArray.from_arrays(pa.array(indptr), pa.array(np.ascontiguousarray(both[:, 1])))
+        return table.append_column(PSEUDO_POSITIVES, lists)
+
+
+def named(config: FilterConfig, counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """What a manifest counts: candidates, how many each filter that is on dropped, and lists that were not filled.
+
+    Args:
+        config: Which filters are on.
+        counts: Of each shard.
+    """
+    limits = [limit is not None for limit in config.by_score.values()]
+    on = (
+        *(config.limits_score, *limits, bool(config.function), config.near_positive < 1.0, config.by_teacher),
+        *(config.pseudo_positive < 1.0, config.denoise < 1.0, config.teacher_margin is not None),
+        *(config.near_negative < 1.0, True),
+    )
+    total: Counter[str] = Counter()
+    for part in counts:
+        total.update(part)
+    dropped = {f"dropped, {reason}": total[reason] for reason, is_on in zip(REASONS, on, strict=True) if is_on}
+    return {"candidates": total["candidates"], **dropped, "lists with fewer": total["lists with fewer"]}
+
+
+def identity(config: FilterConfig, label: LabelConfig, teacher: Callable[[], str]) -> dict[str, Any]:
+    """What the filters depend on, for the manifest of the negatives; nothing where none is on.
+
+    Args:
+        config: Which filters.
+        label: The teacher's settings.
+        teacher: Gives the fingerprint of the teacher; called where a filter asks it.
+
+    Raises:
+        ConfigError: The user's file is not there.
+    """
+    if not config.on:
+        return {}
+    settings = output_settings(config)
+    if config.function:
+        settings["function"] = function_fingerprint(config.function)  # the path does not matter
+    if config.by_teacher:
+        settings["teacher"] = reader(label, teacher())
+    return settings
+
+
+def reader(label: LabelConfig, fingerprint: str) -> dict[str, Any]:
+    """What a teacher's scores depend on."""
+    names = ("max_seq_length", "activation", "relevance_label", "nan")
+    return {"fingerprint": fingerprint, **{name: getattr(label, name) for name in names}}
 
 
 class Filtering:
@@ -127,8 +185,8 @@ class Filtering:
         n_most: int,
         *,
         column: str,
-        counts: Counter[str],
-    ) -> tuple[Ranking, Lists]:
+        tally: Tally,
+    ) -> Ranking:
         """Drop candidates of some queries.
 
         Args:
@@ -138,26 +196,25 @@ class Filtering:
             queries: int64 (n,), the rows of the queries.
             n_most: Negatives per query.
             column: The source.
-            counts: What is dropped is added to it.
+            tally: What becomes of them is added to it.
 
         Returns:
-            The candidates, at most `n_most` of each query, id -1 where one is dropped; and the pseudo-positives.
+            The candidates, at most `n_most` of each query, id -1 where one is dropped.
         """
         there = candidates.ids >= 0
         indptr = np.concatenate([[0], np.cumsum(there.sum(axis=1))]).astype(np.int64)
         rows = np.ascontiguousarray(candidates.ids[there], np.int64)
         offered = Scored(Lists(indptr, rows), np.ascontiguousarray(candidates.scores[there], np.float32))
-        known = own_scores is not None and (self._config.needs_own_scores)
-        own = own_scores() if own_scores is not None and known else np.full(len(positives.rows), np.nan, np.float32)
+        own = np.full(len(positives.rows), np.nan, np.float32)
+        if own_scores is not None and self._config.needs_own_scores:
+            own = own_scores()
         teacher = self._teacher
         means = self._means
         if teacher is not None:
             means = means._replace(teacher=lambda numbers, docs: teacher(queries[numbers], docs))
         limited = own_scores is not None and (not self._config.scored or column in self._config.scored)
         found = choose(Scored(positives, own), offered, n_most, self._config, means, limited=limited)
-        counts.update(found.dropped)
-        counts["candidates"] += len(rows)
+        tally.add(found, offered.lists)
         ids = np.full_like(candidates.ids, -1)
         ids[there] = np.where(found.kept, rows, -1)
-        pseudo = np.searchsorted(np.flatnonzero(found.pseudo), indptr).astype(np.int64)
-        return Ranking(candidates.scores, ids), Lists(pseudo, rows[found.pseudo])
+        return Ranking(candidates.scores, ids)

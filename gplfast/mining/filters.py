@@ -114,7 +114,7 @@ def choose(
     """
     count, alive = _Count(), np.ones(len(candidates.scores), np.bool_)
     if limited and config.limits_score:
-        alive, dropped = by_score(positives, candidates, config.by_score, means.threads)
+        alive, dropped = by_score(positives, candidates, config, means.threads)
         count.dropped.update(dropped)
     if means.function is not None:
         alive = count.drop("function", alive, _by_function(means.function, positives, candidates, alive, means.threads))
@@ -126,9 +126,7 @@ def choose(
         alive = count.drop("near positive", alive, ~near)
     pairs = Pairs(*[np.empty(0, np.int64)] * 2)
     if config.near_negative < 1.0:
-        pairs = similar_pairs(
-            _embeddings(means), lists, alive, config.near_negative, means.groups, means.threads
-        )
+        pairs = similar_pairs(_embeddings(means), lists, alive, config.near_negative, means.groups, means.threads)
     pseudo, scores = np.zeros(len(alive), np.bool_), np.full(len(alive), np.nan, np.float32)
     read = alive
     if config.by_teacher:
@@ -142,7 +140,7 @@ def choose(
 
 
 def by_score(
-    positives: Scored, candidates: Scored, limits: dict[str, float | None], threads: int = 0
+    positives: Scored, candidates: Scored, config: FilterConfig, threads: int = 0
 ) -> tuple[Bools, dict[str, int]]:
     """Limits of the retriever's score and of its distance to the lowest positive (`gplfast.margins` says how).
 
@@ -152,7 +150,7 @@ def by_score(
     Args:
         positives: Of each query, any number.
         candidates: Of each query.
-        limits: min_score, max_score, absolute_margin and relative_margin; None: off.
+        config: Its min_score, max_score, absolute_margin and relative_margin; None: off.
         threads: CPU threads, 0 for all.
 
     Returns:
@@ -162,12 +160,21 @@ def by_score(
 
     lists, own = candidates.lists, positives
     lengths = positives.lists.lengths
-    if limits["absolute_margin"] is None and limits["relative_margin"] is None:
+    if config.absolute_margin is None and config.relative_margin is None:
         own = _constant(np.ones_like(lengths), 0.0)
     elif not lengths.all():
         own = _padded(positives)
     found = ops.margins(
-        own.scores, own.lists.indptr, candidates.scores, lists.indptr, reference="min", threads=threads or None, **limits
+        own.scores,
+        own.lists.indptr,
+        candidates.scores,
+        lists.indptr,
+        reference="min",
+        threads=threads or None,
+        min_score=config.min_score,
+        max_score=config.max_score,
+        absolute_margin=config.absolute_margin,
+        relative_margin=config.relative_margin,
     )
     dropped = dict(zip(REASONS, (found.dropped[name] for name in _OF_MARGINS), strict=False))
     return found.kept, dropped
@@ -175,7 +182,7 @@ def by_score(
 
 def first(lists: Lists, alive: Bools, most: Int64) -> Bools:
     """The first `most[i]` entries of each list i that are alive: bool (n,)."""
-    before = np.cumsum(alive) - alive
+    before: Int64 = np.cumsum(alive) - alive
     starts = np.concatenate([before, [0]])[np.minimum(lists.indptr[:-1], len(alive))]
     owners = owner_of(lists)
     return alive & (before - starts[owners] < most[owners])
@@ -257,9 +264,7 @@ class _Reading:
         return stays, taken
 
 
-def _by_function(
-    function: UserFilter, positives: Scored, candidates: Scored, alive: Bools, threads: int
-) -> Bools:
+def _by_function(function: UserFilter, positives: Scored, candidates: Scored, alive: Bools, threads: int) -> Bools:
     """What the user's function keeps of the candidates that are left, the others never shown to it."""
     at = np.flatnonzero(alive)
     indptr = np.searchsorted(at, candidates.lists.indptr).astype(np.int64)

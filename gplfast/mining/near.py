@@ -19,7 +19,13 @@ _GRAM_VALUES = 1 << 24
 
 
 def near_positives(
-    docs: npt.NDArray[Any], positives: Lists, candidates: Lists, alive: Bools, threshold: float, groups: Int64 | None = None, threads: int = 0
+    docs: npt.NDArray[Any],
+    positives: Lists,
+    candidates: Lists,
+    alive: Bools,
+    threshold: float,
+    groups: Int64 | None = None,
+    threads: int = 0,
 ) -> Bools:
     """Which candidates have an embedding whose cosine to one of their query's positives is above a threshold.
 
@@ -64,7 +70,14 @@ class Pairs(NamedTuple):
     later: Int64
 
 
-def similar_pairs(docs: npt.NDArray[Any], candidates: Lists, alive: Bools, threshold: float, groups: Int64 | None = None, threads: int = 0) -> Pairs:
+def similar_pairs(
+    docs: npt.NDArray[Any],
+    candidates: Lists,
+    alive: Bools,
+    threshold: float,
+    groups: Int64 | None = None,
+    threads: int = 0,
+) -> Pairs:
     """The pairs of a query's candidates whose embeddings have a cosine above a threshold.
 
     Args:

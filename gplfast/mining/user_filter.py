@@ -68,7 +68,9 @@ class UserFilter:
         """
         plain = getattr(function, "py_func", function)
         if not inspect.isfunction(plain):
-            raise ConfigError(f"filter function {name or function!r} is {type(function).__name__} but must be a function")
+            raise ConfigError(
+                f"filter function {name or function!r} is {type(function).__name__} but must be a function"
+            )
         self.name = name or f"{plain.__code__.co_filename}:{plain.__name__}"
         kinds = [item.kind for item in inspect.signature(plain).parameters.values()]
         if not 1 <= len(kinds) <= len(ARGUMENTS) or set(kinds) - {inspect.Parameter.POSITIONAL_OR_KEYWORD}:
@@ -93,6 +95,15 @@ class UserFilter:
         if not hasattr(module, name):
             raise ConfigError(f"filter function {where}: {file} has no function {name}")
         return cls(getattr(module, name), where)
+
+    def check(self) -> None:
+        """Compile the function now, before hours of work.
+
+        Raises:
+            ConfigError: It does not compile, or returns something else than a bool array of one axis.
+            MissingExtraError: numba is not installed.
+        """
+        _ = self._kernel
 
     def __call__(self, candidates: Scored, positives: Scored, ranks: Int64, *, threads: int = 0) -> Bools:
         """Ask the function about every query.
@@ -217,15 +228,16 @@ def filter_negatives(
     for name in ARGUMENTS[3 : made.n_arguments]:
         if given[name] is None:
             raise ConfigError(f"filter_negatives: {made.name} takes {name} but {name} is None; give it")
-    for what, array in (("indptr", indptr), ("positive_indptr", positive_indptr)):
-        _check(what, array, np.int64)
+    _check("indptr", indptr, np.int64)
+    _check("positive_indptr", positive_indptr, np.int64)
     for what, array, kind, ends in (
         ("scores", scores, np.float32, indptr),
         ("rows", rows, np.int64, indptr),
         ("ranks", ranks, np.int64, indptr),
         ("positive_scores", positive_scores, np.float32, positive_indptr),
         ("positive_rows", positive_rows, np.int64, positive_indptr),
-    ):
+    )
+    for what, array, kind, ends in given_arrays:
         if array is not None:
             _check(what, array, kind)
             _check_lists(what, array, ends)
@@ -334,7 +346,11 @@ def _kernel(numba: Any, function: Any) -> Callable[..., int]:
             first, end = indptr[query], indptr[query + 1]
             own, own_end = positive_indptr[query], positive_indptr[query + 1]
             stays = function(
-                scores[first:end], positive_scores[own:own_end], ranks[first:end], rows[first:end], positive_rows[own:own_end]
+                scores[first:end],
+                positive_scores[own:own_end],
+                ranks[first:end],
+                rows[first:end],
+                positive_rows[own:own_end],
             )
             if len(stays) != end - first:
                 return query

@@ -7,15 +7,17 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gplfast.errors import ConfigError, DataError
 from gplfast.mining import dense, draws, semi_hard, sources
+from gplfast.mining.audit import audited
 from gplfast.mining.bm25 import Bm25, Ranking
 from gplfast.mining.explicit import read_explicit
+from gplfast.mining.filtering import OVERFETCH, Asked, Filtering, Tally, named
 from gplfast.mining.hard_positives import hardest
 from gplfast.mining.lists import Lists, same_text_groups, widen, without
 from gplfast.mining.round_trip import any_returns
@@ -45,13 +47,21 @@ class Retriever(NamedTuple):
     Attributes:
         search: Their best passages, so many, some excluded.
         pair_scores: float32, of each with each of the given passages, in their order; equal to the bit to the search's.
+        docs: The embeddings of all passages, where it has any.
     """
 
     search: Callable[[Int64, int, Lists], Ranking]
     pair_scores: Callable[[Int64, Lists], npt.NDArray[np.float32]]
+    docs: npt.NDArray[np.float32] | None = None
 
 
-def manifest(inputs: dict[str, str], fingerprints: dict[str, str], config: MineConfig, seed: int = 0) -> Manifest:
+def manifest(
+    inputs: dict[str, str],
+    fingerprints: dict[str, str],
+    config: MineConfig,
+    seed: int = 0,
+    filters: Mapping[str, Any] | None = None,
+) -> Manifest:
     """What the negatives depend on.
 
     Args:
@@ -59,6 +69,7 @@ def manifest(inputs: dict[str, str], fingerprints: dict[str, str], config: MineC
         fingerprints: Short name of each retriever that is used, in order, to the fingerprint of its weights.
         config: Settings of the step.
         seed: The run's seed; recorded where something is drawn.
+        filters: What the filters depend on, see `gplfast.mining.filtering.identity`; nothing where none is on.
 
     Raises:
         ConfigError: The sources are malformed.
@@ -73,6 +84,8 @@ def manifest(inputs: dict[str, str], fingerprints: dict[str, str], config: MineC
         settings["sources"] = sources.canonical(sources.plan(config))
     if sources.draws(config):
         settings["seed"] = seed
+    if filters:
+        settings["filter"] = dict(filters)
     if config.explicit:
         inputs = {**inputs, "explicit": _fingerprint_of(config.explicit)}
     return Manifest("negatives", inputs=inputs, config=settings, models=fingerprints)
@@ -107,6 +120,7 @@ def mine(
     embeddings: Path,
     seed: int = 0,
     threads: int = 0,
+    filters: Asked | None = None,
     report: Report | None = None,
 ) -> Negatives:
     """Find the negatives of each query, of each source so many, and write them, shard by shard.
@@ -129,15 +143,21 @@ def mine(
         embeddings: Directory of all embeddings.
         seed: The run's seed.
         threads: CPU threads, 0 for all.
+        filters: Which candidates are no negatives, and the audit of those that are; none by default.
         report: Called with (what, done, all).
 
     Returns:
         The negatives of every query; the same for any number of threads and after any kill.
     """
     if not freshness(directory, wanted).fresh:
-        job = _Job(corpus, queries, wanted, config, embeddings, seed, threads, report)
+        job = _Job(corpus, queries, wanted, config, embeddings, seed, threads, filters or Asked(), report)
         _run(job, ShardSet(directory, wanted), encoders)
-    return load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
+    found = load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
+    if filters is not None and filters.config.audit:
+        show = None if report is None else functools.partial(report, "audit")
+        teacher = filters.teacher(queries.texts, corpus.texts, show)
+        audited(directory, Lists(*queries.positives), found, filters, teacher, seed=seed)
+    return found
 
 
 def load(directory: Path, made: Manifest, *, n_queries: int, n_passages: int) -> Negatives:
@@ -165,7 +185,15 @@ class _Job:
     embeddings: Path
     seed: int
     threads: int
+    filters: Asked
     report: Report | None
+
+    @functools.cached_property
+    def planned(self) -> list[sources.Source]:
+        """The sources; with more candidates where some are dropped."""
+        planned = sources.plan(self.config)
+        over = OVERFETCH if self.filters.config.on and not self.config.candidates else 1
+        return [source if source.windowed else source._replace(depth=over * source.depth) for source in planned]
 
     @functools.cached_property
     def positives(self) -> Lists:
@@ -190,13 +218,14 @@ class _Job:
 
 
 class _Shard(NamedTuple):
-    """Queries start..stop-1, what each retriever found for them, and their exclusions and positives."""
+    """Queries start..stop-1, what each retriever found for them, their exclusions and positives, and the filters."""
 
     queries: Int64
     found: Mapping[str, Ranking]
     retrievers: Mapping[str, Retriever]
     excluded: Lists
     positives: Lists
+    filtering: Filtering | None
 
     @property
     def start(self) -> int:
@@ -210,46 +239,44 @@ def _run(job: _Job, shards: ShardSet, encoders: dict[str, Callable[[], Encoder] 
     for name, open_encoder in encoders.items():
         if missing:
             retrievers[name] = _bm25(job) if open_encoder is None else _dense(job, name, open_encoder())
+    filtering = _filtering(job, retrievers) if missing else None
     for number in missing:
         start, stop = number * SHARD_QUERIES, min((number + 1) * SHARD_QUERIES, n_queries)
-        table = _mined(job, retrievers, np.arange(start, stop))
+        table = _mined(job, retrievers, np.arange(start, stop), filtering)
         shards.write(number, table)
         if job.report is not None:
             job.report("mine", stop, n_queries)
     shards.finish(_counts(job, shards))
 
 
-def _mined(job: _Job, retrievers: Mapping[str, Retriever], queries: Int64) -> pa.Table:
+def _mined(job: _Job, retrievers: Mapping[str, Retriever], queries: Int64, filtering: Filtering | None) -> pa.Table:
     """The negatives of a shard."""
-    planned = sources.plan(job.config)
     start, stop = (int(queries[0]), int(queries[-1]) + 1) if len(queries) else (0, 0)
     excluded, positives = job.excluded.part(start, stop), job.positives.part(start, stop)
     found = {
-        name: retriever.search(queries, _n_searched(job, planned, name), excluded)
-        for name, retriever in retrievers.items()
+        name: retriever.search(queries, _n_searched(job, name), excluded) for name, retriever in retrievers.items()
     }
-    shard = _Shard(queries, found, retrievers, excluded, positives)
-    kept = _round_trip(job, shard)
-    chosen = {source.column: _chosen(job, source, _candidates(job, source, shard), shard) for source in planned}
+    shard = _Shard(queries, found, retrievers, excluded, positives, filtering)
+    kept, tally = _round_trip(job, shard), Tally()
+    chosen = {source.column: _chosen(job, source, shard, kept, tally) for source in job.planned}
     negatives = Negatives.from_padded(
         queries,
         {
-            source.column: (
-                np.where(kept[:, None], chosen[source.column].ids, -1),
-                chosen[source.column].scores if source.retriever else None,
-            )
-            for source in planned
+            source.column: (chosen[source.column].ids, chosen[source.column].scores if source.retriever else None)
+            for source in job.planned
         },
         _hard_positives(job, shard),
     )
     table = negatives.table()
-    counts = {_COUNTS: json.dumps({"dropped": int((~kept).sum())})}
-    return table.replace_schema_metadata({**table.schema.metadata, **counts})
+    if job.filters.config.pseudo_positive < 1.0:
+        table = tally.add_pseudo_positives(table)
+    counts = {"dropped": int((~kept).sum()), **({"filters": dict(tally.counts)} if filtering else {})}
+    return table.replace_schema_metadata({**table.schema.metadata, _COUNTS: json.dumps(counts)})
 
 
-def _n_searched(job: _Job, planned: Sequence[sources.Source], retriever: str) -> int:
+def _n_searched(job: _Job, retriever: str) -> int:
     """How many passages of a retriever are searched for."""
-    depths = [source.depth for source in planned if source.retriever == retriever]
+    depths = [source.depth for source in job.planned if source.retriever == retriever]
     return min(max([*depths, job.config.round_trip_top]), len(job.corpus))
 
 
@@ -276,14 +303,42 @@ def _candidates(job: _Job, source: sources.Source, shard: _Shard) -> Ranking:
     return Ranking(found.scores[:, source.first : source.depth], found.ids[:, source.first : source.depth])
 
 
-def _chosen(job: _Job, source: sources.Source, candidates: Ranking, shard: _Shard) -> Ranking:
-    """The negatives among a source's candidates."""
+def _chosen(job: _Job, source: sources.Source, shard: _Shard, kept: npt.NDArray[np.bool_], tally: Tally) -> Ranking:
+    """The negatives among a source's candidates, none of the queries that are not kept."""
+    candidates = _candidates(job, source, shard)
+    candidates = candidates._replace(ids=np.where(kept[:, None], candidates.ids, -1))
     at_random = job.config.sampling == "random" and source.column not in sources.DRAWN
     if at_random:
         candidates = draws.shuffled(candidates, seed=job.seed, column=source.column, first_query=shard.start)
-    # Filters belong here: candidates stand in the order in which they are to be asked, and become id -1 when dropped.
+    if shard.filtering is not None:
+        pair_scores = shard.retrievers[source.retriever].pair_scores if source.retriever else None
+        candidates = shard.filtering(
+            candidates,
+            shard.positives,
+            pair_scores and functools.partial(pair_scores, shard.queries, shard.positives),
+            shard.queries,
+            source.n,
+            column=source.column,
+            tally=tally,
+        )
+        tally.counts["lists with fewer"] += int((kept & ((candidates.ids >= 0).sum(axis=1) < source.n)).sum())
     chosen = draws.first(candidates, source.n)
     return draws.best_first(chosen) if at_random and source.retriever else chosen
+
+
+def _filtering(job: _Job, retrievers: Mapping[str, Retriever]) -> Filtering | None:
+    """The filters, where one is on."""
+    if not job.filters.config.on:
+        return None
+    return Filtering(
+        job.filters,
+        job.queries.texts,
+        job.corpus.texts,
+        docs=next((retriever.docs for retriever in retrievers.values() if retriever.docs is not None), None),
+        n_candidates=max(source.depth - source.first for source in job.planned),
+        threads=job.threads,
+        progress=job.show("filter"),
+    )
 
 
 def _hard_positives(job: _Job, shard: _Shard) -> Int64 | None:
@@ -308,11 +363,14 @@ def _round_trip(job: _Job, shard: _Shard) -> npt.NDArray[np.bool_]:
 
 def _counts(job: _Job, shards: ShardSet) -> dict[str, int]:
     done = Negatives.from_table(shards.table(), str(shards.directory))
-    n_dropped = sum(json.loads(table.schema.metadata[_COUNTS])["dropped"] for table in shards.tables())
+    made = [json.loads(table.schema.metadata[_COUNTS]) for table in shards.tables()]
+    n_dropped = sum(counts["dropped"] for counts in made)
     n_without = int((np.diff(done.union()[0]) == 0).sum())
     counts = {"queries": len(job.queries), "queries without negatives": n_without - n_dropped}
     if job.config.round_trip_top:
         counts["queries dropped by round trip"] = n_dropped
+    if job.filters.config.on:
+        counts |= named(job.filters.config, [counts["filters"] for counts in made])
     return counts | {f"negatives {name}": len(ranked.docs) for name, ranked in done.lists.items()}
 
 
@@ -347,6 +405,7 @@ def _dense(job: _Job, name: str, encoder: Encoder) -> Retriever:
             vectors[queries], docs, k, exclude=excluded, metric=metric, threads=job.threads
         ),
         lambda queries, pairs: dense.pair_scores(vectors[queries], docs, pairs, metric=metric, threads=job.threads),
+        docs,
     )
 
 

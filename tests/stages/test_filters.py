@@ -64,7 +64,11 @@ def test_the_limits_of_the_score_by_hand(options, kept, reason):
 def test_a_relative_margin_below_a_negative_score():
     """pos x (1 - r) would be above the positive where it is negative: -2 x 0.9 = -1.8 keeps what is better than it."""
     found = choose(
-        scored([[0]], [[-2.0]]), scored([[1, 2, 3]], [[-1.9, -2.1, -2.3]]), 9, FilterConfig(relative_margin=0.1), Means()
+        scored([[0]], [[-2.0]]),
+        scored([[1, 2, 3]], [[-1.9, -2.1, -2.3]]),
+        9,
+        FilterConfig(relative_margin=0.1),
+        Means(),
     )
     assert found.kept.tolist() == [False, False, True]
 
@@ -80,7 +84,9 @@ def test_the_lowest_of_several_positives_counts_and_none_is_no_limit():
 
 
 # Angles in degrees of rows 0 to 6.
-DOCS = np.array([[math.cos(math.radians(a)), math.sin(math.radians(a))] for a in (0, 5, 40, 44, 48, 90, 91)], np.float32)
+DOCS = np.array(
+    [[math.cos(math.radians(a)), math.sin(math.radians(a))] for a in (0, 5, 40, 44, 48, 90, 91)], np.float32
+)
 
 
 def test_near_duplicates_by_hand():
@@ -187,8 +193,10 @@ def oracle(own, positives, rows, scores, n_most, config, docs, table):
             reason = "max score"
         elif config.absolute_margin is not None and score + config.absolute_margin > lowest:
             reason = "absolute margin"
-        elif config.relative_margin is not None and len(positives) and (
-            score > lowest - abs(lowest) * config.relative_margin
+        elif (
+            config.relative_margin is not None
+            and len(positives)
+            and (score > lowest - abs(lowest) * config.relative_margin)
         ):
             reason = "relative margin"
         elif config.near_positive < 1 and any(cosine(docs, p, row) > np.float32(config.near_positive) for p in own):
