@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from gplfast import errors
 
 if TYPE_CHECKING:
-    from gplfast.ops import Dedup, Gram, Hits, Index, Margins, dedup, gram, margins, merge_hits, search
     from gplfast.mining.user_filter import UserFilter, filter_negatives
+    from gplfast.ops import Dedup, Gram, Hits, Index, Margins, dedup, gram, margins, merge_hits, search
     from gplfast.pipeline import adapt
     from gplfast.steps import evaluate, generate, label, mine, train
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from gplfast import preflight
 from gplfast.artifacts import Artifacts, ModelFile
-from gplfast.config import FilterConfig
 from gplfast.errors import ArtifactError, ConfigError, HubError, MissingExtraError, ModelError
+from gplfast.filter_settings import FilterConfig
 from gplfast.mining.user_filter import UserFilter
 from gplfast.report import BM25, BM25_TEACHER, System
 from gplfast.store.atomic import read_json
@@ -152,4 +152,6 @@ class Systems(Artifacts):
             kinds.append("serving models")
         if ("mine" in stale and BM25 in retrievers) or {BM25, BM25_TEACHER} & set(systems):
             kinds.append("bm25")
+        if "mine" in stale and self.config.mine.search != "exact":
+            kinds.append("approximate search")
         preflight.require([*kinds, "evaluation"] if evaluate else kinds)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gplfast.config import FilterConfig
 from gplfast.errors import ConfigError
+from gplfast.filter_settings import FilterConfig
 from gplfast.mining.bm25 import Ranking
 from gplfast.mining.filters import REASONS, Means, Scored, choose
 from gplfast.mining.lists import Lists, owner_of
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from gplfast.mining.filters import Chosen, Teacher
     from gplfast.mining.lists import Int64
     from gplfast.mining.scoring import PairScorer, Progress
+    from gplfast.mining.sources import Source
 
 # Candidates per negative that are looked at when a filter is on and [mine] candidates says nothing.
 OVERFETCH = 4
@@ -69,18 +71,23 @@ class Tally:
 
     def __init__(self) -> None:
         """Nothing is counted yet."""
-        self.counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._pseudo: list[Lists] = []
 
-    def add(self, found: Chosen, candidates: Lists) -> None:
-        """Count what became of one source's candidates."""
-        self.counts.update(found.dropped)
-        self.counts["candidates"] += len(found.kept)
+    def add(self, found: Chosen, candidates: Lists, short: int) -> None:
+        """Count what became of one source's candidates; `short` of its lists could not be filled."""
+        self._counts.update({**found.dropped, "candidates": len(found.kept), "lists with fewer": short})
         indptr = np.searchsorted(np.flatnonzero(found.pseudo), candidates.indptr).astype(np.int64)
         self._pseudo.append(Lists(indptr, candidates.rows[found.pseudo]))
 
-    def add_pseudo_positives(self, table: pa.Table) -> pa.Table:
-        """The table with another column, `pseudo_positives` list<int64>: of each query, ascending, each once."""
+    def told(self) -> dict[str, dict[str, int]]:
+        """The counts under "filters"; nothing where no filter is on."""
+        return {"filters": dict(self._counts)} if self._counts else {}
+
+    def add_pseudo_positives(self, table: pa.Table, config: FilterConfig) -> pa.Table:
+        """The table with a column `pseudo_positives`, list<int64>, where asked for: of each query ascending, once."""
+        if config.pseudo_positive >= 1.0:
+            return table
         import pyarrow as pa
 
         pairs = [np.stack([owner_of(lists), lists.rows], axis=1) for lists in self._pseudo]
@@ -97,6 +104,8 @@ def named(config: FilterConfig, counts: Sequence[Mapping[str, int]]) -> dict[str
         config: Which filters are on.
         counts: Of each shard.
     """
+    if not config.on:
+        return {}
     limits = [limit is not None for limit in config.by_score.values()]
     on = (
         *(config.limits_score, *limits, bool(config.function), config.near_positive < 1.0, config.by_teacher),
@@ -138,7 +147,7 @@ def reader(label: LabelConfig, fingerprint: str) -> dict[str, Any]:
 
 
 class Filtering:
-    """The filters of one run over one corpus."""
+    """The filters of one run over one corpus; what they need is opened when the first candidates come."""
 
     def __init__(
         self,
@@ -146,35 +155,39 @@ class Filtering:
         queries: Sequence[str],
         passages: Callable[[Int64], list[str]],
         *,
-        docs: npt.NDArray[Any] | None,
+        docs: Sequence[npt.NDArray[Any]],
         n_candidates: int,
         threads: int = 0,
         progress: Progress | None = None,
     ) -> None:
-        """Open what the filters need.
+        """Nothing is opened yet.
 
         Args:
             asked: Which filters.
             queries: Texts of all queries.
             passages: Gives the texts of passage rows.
-            docs: (n_docs, dim) embeddings of the passages by the run's first bi-encoder; None where it has none.
+            docs: Embeddings of the passages, (n_docs, dim), by each bi-encoder of the run; the first are compared.
             n_candidates: Of each query, most of any source.
             threads: CPU threads, 0 for all.
             progress: Called with (pairs scored, pairs to score) while the teacher works.
-
-        Raises:
-            ConfigError: Embeddings are compared and there are none, or the user's function cannot be used.
         """
-        config = self._config = asked.config
+        self._asked, self._config, self._queries, self._passages = asked, asked.config, queries, passages
+        self._docs, self._n_candidates, self._threads, self._progress = docs, n_candidates, threads, progress
+
+    @functools.cached_property
+    def _means(self) -> Means:
+        config, docs = self._config, self._docs[0] if self._docs else None
         if config.by_vector and docs is None:
             raise ConfigError(
                 "[filter] near_positive and near_negative compare embeddings but no source of negatives is a "
                 "bi-encoder; add one"
             )
-        self._teacher = asked.teacher(queries, passages, progress) if config.by_teacher else None
-        groups = None if docs is None else corpus_groups(docs, config, len(queries), n_candidates, threads)
+        teacher = self._asked.teacher(self._queries, self._passages, self._progress) if config.by_teacher else None
         function = UserFilter.load(config.function) if config.function else None
-        self._means = Means(docs, groups, function, None, asked.logits, threads)
+        groups = None
+        if docs is not None:
+            groups = corpus_groups(docs, config, len(self._queries), self._n_candidates, self._threads)
+        return Means(docs, groups, function, teacher, self._asked.logits, self._threads)
 
     def __call__(
         self,
@@ -182,39 +195,41 @@ class Filtering:
         positives: Lists,
         own_scores: Callable[[], npt.NDArray[np.float32]] | None,
         queries: Int64,
-        n_most: int,
+        source: Source,
         *,
-        column: str,
+        kept: npt.NDArray[np.bool_],
         tally: Tally,
     ) -> Ranking:
-        """Drop candidates of some queries.
+        """Drop a source's candidates of some queries.
 
         Args:
             candidates: Of each query, in the order in which they are asked; padding anywhere.
             positives: Of each query.
             own_scores: Gives the retriever's score of each positive; None where nothing ranked the candidates.
             queries: int64 (n,), the rows of the queries.
-            n_most: Negatives per query.
-            column: The source.
-            tally: What becomes of them is added to it.
+            source: How many are wanted, and which limits are for it.
+            kept: bool (n,), the queries that may have negatives.
+            tally: What becomes of the candidates is added to it.
 
         Returns:
-            The candidates, at most `n_most` of each query, id -1 where one is dropped.
+            The candidates, id -1 where one is dropped; at most `source.n` of each query are left where a filter is on.
         """
-        there = candidates.ids >= 0
+        config, there = self._config, (candidates.ids >= 0) & kept[:, None]
+        if not config.on:
+            return candidates._replace(ids=np.where(there, candidates.ids, -1))
         indptr = np.concatenate([[0], np.cumsum(there.sum(axis=1))]).astype(np.int64)
         rows = np.ascontiguousarray(candidates.ids[there], np.int64)
         offered = Scored(Lists(indptr, rows), np.ascontiguousarray(candidates.scores[there], np.float32))
         own = np.full(len(positives.rows), np.nan, np.float32)
-        if own_scores is not None and self._config.needs_own_scores:
+        if own_scores is not None and config.needs_own_scores:
             own = own_scores()
-        teacher = self._teacher
         means = self._means
-        if teacher is not None:
+        if (teacher := means.teacher) is not None:
             means = means._replace(teacher=lambda numbers, docs: teacher(queries[numbers], docs))
-        limited = own_scores is not None and (not self._config.scored or column in self._config.scored)
-        found = choose(Scored(positives, own), offered, n_most, self._config, means, limited=limited)
-        tally.add(found, offered.lists)
+        limited = own_scores is not None and (not config.scored or source.column in config.scored)
+        found = choose(Scored(positives, own), offered, source.n, config, means, limited=limited)
+        lengths = np.bincount(owner_of(offered.lists)[found.kept], minlength=len(queries))
+        tally.add(found, offered.lists, int((kept & (lengths < source.n)).sum()))
         ids = np.full_like(candidates.ids, -1)
         ids[there] = np.where(found.kept, rows, -1)
         return Ranking(candidates.scores, ids)

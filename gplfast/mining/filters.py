@@ -12,7 +12,7 @@ from gplfast.mining.lists import Lists, owner_of
 from gplfast.mining.near import Pairs, greedy, near_positives, similar_pairs
 
 if TYPE_CHECKING:
-    from gplfast.config import FilterConfig
+    from gplfast.filter_settings import FilterConfig
     from gplfast.mining.lists import Int64
     from gplfast.mining.user_filter import UserFilter
 
@@ -121,12 +121,20 @@ def choose(
     lists = candidates.lists
     if config.near_positive < 1.0:
         near = near_positives(
-            _embeddings(means), positives.lists, lists, alive, config.near_positive, means.groups, means.threads
+            _embeddings(means),
+            positives.lists,
+            lists,
+            alive,
+            config.near_positive,
+            groups=means.groups,
+            threads=means.threads,
         )
         alive = count.drop("near positive", alive, ~near)
     pairs = Pairs(*[np.empty(0, np.int64)] * 2)
     if config.near_negative < 1.0:
-        pairs = similar_pairs(_embeddings(means), lists, alive, config.near_negative, means.groups, means.threads)
+        pairs = similar_pairs(
+            _embeddings(means), lists, alive, config.near_negative, groups=means.groups, threads=means.threads
+        )
     pseudo, scores = np.zeros(len(alive), np.bool_), np.full(len(alive), np.nan, np.float32)
     read = alive
     if config.by_teacher:
@@ -185,7 +193,8 @@ def first(lists: Lists, alive: Bools, most: Int64) -> Bools:
     before: Int64 = np.cumsum(alive) - alive
     starts = np.concatenate([before, [0]])[np.minimum(lists.indptr[:-1], len(alive))]
     owners = owner_of(lists)
-    return alive & (before - starts[owners] < most[owners])
+    found: Bools = alive & (before - starts[owners] < most[owners])
+    return found
 
 
 def probabilities(scores: Floats, *, logits: bool) -> npt.NDArray[np.float64]:

@@ -34,6 +34,10 @@ class Lists(NamedTuple):
         """The rows of list `index`."""
         return self.rows[self.indptr[index] : self.indptr[index + 1]]
 
+    def take(self, indices: Int64) -> Lists:
+        """The lists of some indices, in their order."""
+        return from_sequences([self.list(index) for index in indices.tolist()])
+
     def part(self, start: int, stop: int) -> Lists:
         """Lists start..stop-1."""
         indptr = self.indptr[start : stop + 1]

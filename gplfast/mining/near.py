@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from gplfast.mining.lists import owner_of
 
 if TYPE_CHECKING:
-    from gplfast.config import FilterConfig
+    from gplfast.filter_settings import FilterConfig
     from gplfast.mining.lists import Int64, Lists
 
 Bools = npt.NDArray[np.bool_]
@@ -24,6 +25,7 @@ def near_positives(
     candidates: Lists,
     alive: Bools,
     threshold: float,
+    *,
     groups: Int64 | None = None,
     threads: int = 0,
 ) -> Bools:
@@ -75,6 +77,7 @@ def similar_pairs(
     candidates: Lists,
     alive: Bools,
     threshold: float,
+    *,
     groups: Int64 | None = None,
     threads: int = 0,
 ) -> Pairs:
@@ -144,7 +147,7 @@ def greedy(candidates: Lists, alive: Bools, pairs: Pairs) -> Bools:
     earlier, later = pairs.earlier[order], pairs.later[order]
     # One place of all lists at a time: what comes before it is decided.
     borders = np.flatnonzero(np.diff(places[order], prepend=-1, append=np.iinfo(np.int64).max))
-    for start, stop in zip(borders[:-1], borders[1:], strict=True):
+    for start, stop in itertools.pairwise(borders.tolist()):
         kept[later[start:stop][kept[earlier[start:stop]]]] = False
     return kept
 
@@ -152,11 +155,11 @@ def greedy(candidates: Lists, alive: Bools, pairs: Pairs) -> Bools:
 def corpus_groups(
     docs: npt.NDArray[Any], config: FilterConfig, n_queries: int, n_candidates: int, threads: int = 0
 ) -> Int64 | None:
-    """Groups of passages outside of which no two are near duplicates, or None where they would cost more than they save.
+    """Groups of passages outside of which no two are near duplicates, or None where they cost more than they save.
 
-    The groups are the connected components of the passages at the lower threshold that is on (`gplfast.dedup`). Passages
-    of different groups are not similar, so only those that share a group need be compared: the answer is the same with
-    and without. They take n_docs^2 / 2 comparisons once, comparing within lists n_candidates^2 / 2 for each query.
+    The groups are the connected components of the passages at the lower threshold that is on (`gplfast.dedup`).
+    Passages of different groups are not similar, so only those that share a group need be compared: the answer is the
+    same with and without. They take n_docs^2 / 2 comparisons once; within lists it is n_candidates^2 / 2 per query.
 
     Args:
         docs: (n_docs, dim) float32 or float16.

@@ -173,7 +173,7 @@ def by_rows(
     passages: Callable[[npt.NDArray[np.int64]], list[str]],
     progress: Progress | None = None,
 ) -> Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.float32]]:
-    """A function from pairs of rows, both int64 (n,), of queries and of passages, to the teacher's scores, float32 (n,).
+    """A function from pairs of rows of queries and passages, both int64 (n,), to the teacher's scores, float32 (n,).
 
     Args:
         scorer: The teacher.

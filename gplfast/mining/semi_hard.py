@@ -9,17 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from gplfast.mining.bm25 import Ranking
-from gplfast.mining.lists import Lists, from_sequences
 
 if TYPE_CHECKING:
-    from gplfast.mining.lists import Int64
+    from gplfast.mining.lists import Int64, Lists
 
 # A search that did not reach below the positive is repeated this much deeper.
 _DEEPER = 8
 # Entries of one such search at most (12 bytes each): queries whose positive ranks very low are done few at a time.
 _ENTRIES = 1 << 24
 
-Search = Callable[["Int64", int, Lists], Ranking]
+Search = Callable[["Int64", int, "Lists"], Ranking]
 
 
 def limits(scores: npt.NDArray[np.float32], positives: Lists) -> npt.NDArray[np.float32]:
@@ -66,7 +65,7 @@ def below_positive(
         more = []
         for start in range(0, len(open_queries), step):
             part = open_queries[start : start + step]
-            deeper = search(part, k, from_sequences([excluded.list(query) for query in part]))
+            deeper = search(part, k, excluded.take(part))
             _keep(answer, part, deeper, limit)
             more.append(part[(answer.ids[part, -1] < 0) & (deeper.ids[:, -1] >= 0)])
         open_queries = np.concatenate(more)

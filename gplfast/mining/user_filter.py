@@ -1,7 +1,7 @@
 """A user's own filter: a Python function over one query's candidates, compiled with numba and run over all queries.
 
-The file that a user names is run as a program, with the user's rights: it is only ever taken from the user's own settings
-or arguments, never from an artifact, a model or a corpus.
+The file that a user names is run as a program, with the user's rights: it is only ever taken from the user's own
+settings or arguments, never from an artifact, a model or a corpus.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from gplfast.mining.lists import Lists
 from gplfast.store.manifest import file_fingerprint
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
 Int64 = npt.NDArray[np.int64]
@@ -127,15 +127,15 @@ class UserFilter:
             *(candidates.scores, candidates.lists.indptr, positives.scores, positives.lists.indptr),
             *(ranks, candidates.lists.rows, positives.lists.rows),
         )
-        frozen = [_frozen(array) for array in arrays]
+        frozen = tuple(_frozen(array) for array in arrays)
         n_queries = len(candidates.lists.indptr) - 1
         n_threads = threads or len(os.sched_getaffinity(0))
         borders = np.unique(np.linspace(0, n_queries, n_threads * _PARTS + 1).astype(np.int64))
 
         def part(start: int, stop: int) -> None:
             try:
-                wrong = kernel(*frozen, start, stop, kept)
-            except Exception as error:  # noqa: BLE001 (whatever the user's code raises)
+                wrong = kernel(frozen, start, stop, kept)
+            except Exception as error:
                 query = self._failing(frozen, start, stop, kept)
                 raise DataError(
                     f"filter function {self.name} failed for query {query}: {type(error).__name__}: {error}"
@@ -151,12 +151,12 @@ class UserFilter:
             list(pool.map(part, borders[:-1].tolist(), borders[1:].tolist()))
         return kept
 
-    def _failing(self, arrays: list[npt.NDArray[Any]], start: int, stop: int, kept: Bools) -> int:
+    def _failing(self, arrays: tuple[npt.NDArray[Any], ...], start: int, stop: int, kept: Bools) -> int:
         """The first query of a part that the function fails for."""
         for query in range(start, stop):
             try:
-                self._kernel(*arrays, query, query + 1, kept)
-            except Exception:  # noqa: BLE001, PERF203 (this is what is looked for)
+                self._kernel(arrays, query, query + 1, kept)
+            except Exception:  # noqa: BLE001 (this is what is looked for)
                 return query
         return start
 
@@ -230,21 +230,21 @@ def filter_negatives(
             raise ConfigError(f"filter_negatives: {made.name} takes {name} but {name} is None; give it")
     _check("indptr", indptr, np.int64)
     _check("positive_indptr", positive_indptr, np.int64)
-    for what, array, kind, ends in (
+    arrays: tuple[tuple[str, npt.NDArray[Any] | None, type[Any], Int64], ...] = (
         ("scores", scores, np.float32, indptr),
         ("rows", rows, np.int64, indptr),
         ("ranks", ranks, np.int64, indptr),
         ("positive_scores", positive_scores, np.float32, positive_indptr),
         ("positive_rows", positive_rows, np.int64, positive_indptr),
     )
-    for what, array, kind, ends in given_arrays:
+    for what, array, kind, ends in arrays:
         if array is not None:
             _check(what, array, kind)
             _check_lists(what, array, ends)
     if len(indptr) != len(positive_indptr):
         raise ShapeError(
-            f"filter_negatives: indptr has {len(indptr)} items but positive_indptr has {len(positive_indptr)}; both need "
-            "one per query and one more"
+            f"filter_negatives: indptr has {len(indptr)} items but positive_indptr has {len(positive_indptr)}; "
+            "both need one per query and one more"
         )
     if ranks is None:
         ranks = np.arange(len(scores), dtype=np.int64) - np.repeat(indptr[:-1], np.diff(indptr))
@@ -320,9 +320,10 @@ def _adapted(numba: Any, function: Any, n_arguments: int) -> Any:
         2: lambda a, b, c, d, e: function(a, b),  # noqa: ARG005
         3: lambda a, b, c, d, e: function(a, b, c),  # noqa: ARG005
         4: lambda a, b, c, d, e: function(a, b, c, d),  # noqa: ARG005
-        5: lambda a, b, c, d, e: function(a, b, c, d, e),
+        5: function,
     }
-    return numba.njit(nogil=True)(takes[n_arguments])
+    made = takes[n_arguments]
+    return made if made is function else numba.njit(nogil=True)(made)
 
 
 def _kernel(numba: Any, function: Any) -> Callable[..., int]:
@@ -330,18 +331,8 @@ def _kernel(numba: Any, function: Any) -> Callable[..., int]:
 
     # Plain threads call it: numba's own (parallel=True) abort the process when two threads use them at once.
     @numba.njit(nogil=True)  # type: ignore[untyped-decorator,unused-ignore]
-    def kernel(
-        scores: Any,
-        indptr: Any,
-        positive_scores: Any,
-        positive_indptr: Any,
-        ranks: Any,
-        rows: Any,
-        positive_rows: Any,
-        start: int,
-        stop: int,
-        kept: Any,
-    ) -> int:
+    def kernel(arrays: tuple[Any, ...], start: int, stop: int, kept: Any) -> int:
+        scores, indptr, positive_scores, positive_indptr, ranks, rows, positive_rows = arrays
         for query in range(start, stop):
             first, end = indptr[query], indptr[query + 1]
             own, own_end = positive_indptr[query], positive_indptr[query + 1]

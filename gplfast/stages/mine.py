@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gplfast.errors import ConfigError, DataError
-from gplfast.mining import dense, draws, semi_hard, sources
+from gplfast.mining import dense, draws, retrievers, semi_hard, sources
+from gplfast.mining.approximate import Approximate
 from gplfast.mining.audit import audited
-from gplfast.mining.bm25 import Bm25, Ranking
+from gplfast.mining.bm25 import Ranking
 from gplfast.mining.explicit import read_explicit
 from gplfast.mining.filtering import OVERFETCH, Asked, Filtering, Tally, named
 from gplfast.mining.hard_positives import hardest
@@ -32,27 +34,15 @@ if TYPE_CHECKING:
     from gplfast.config import MineConfig
     from gplfast.mining.dense import Encoder
     from gplfast.mining.lists import Int64
+    from gplfast.mining.retrievers import Retriever
     from gplfast.store.corpus import Corpus
     from gplfast.store.labelled import Positives
 
+logger = logging.getLogger(__name__)
 SHARD_QUERIES = 4096
 BM25 = sources.BM25
 _COUNTS = b"gplfast.counts"
 Report = Callable[[str, int, int], None]
-
-
-class Retriever(NamedTuple):
-    """A retriever over the queries, by their rows.
-
-    Attributes:
-        search: Their best passages, so many, some excluded.
-        pair_scores: float32, of each with each of the given passages, in their order; equal to the bit to the search's.
-        docs: The embeddings of all passages, where it has any.
-    """
-
-    search: Callable[[Int64, int, Lists], Ranking]
-    pair_scores: Callable[[Int64, Lists], npt.NDArray[np.float32]]
-    docs: npt.NDArray[np.float32] | None = None
 
 
 def manifest(
@@ -154,8 +144,7 @@ def mine(
         _run(job, ShardSet(directory, wanted), encoders)
     found = load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
     if filters is not None and filters.config.audit:
-        show = None if report is None else functools.partial(report, "audit")
-        teacher = filters.teacher(queries.texts, corpus.texts, show)
+        teacher = filters.teacher(queries.texts, corpus.texts, report and functools.partial(report, "audit"))
         audited(directory, Lists(*queries.positives), found, filters, teacher, seed=seed)
     return found
 
@@ -190,7 +179,7 @@ class _Job:
 
     @functools.cached_property
     def planned(self) -> list[sources.Source]:
-        """The sources; with more candidates where some are dropped."""
+        """The sources, with more candidates where filters will drop some."""
         planned = sources.plan(self.config)
         over = OVERFETCH if self.filters.config.on and not self.config.candidates else 1
         return [source if source.windowed else source._replace(depth=over * source.depth) for source in planned]
@@ -218,14 +207,13 @@ class _Job:
 
 
 class _Shard(NamedTuple):
-    """Queries start..stop-1, what each retriever found for them, their exclusions and positives, and the filters."""
+    """Queries start..stop-1, what each retriever found for them, and their exclusions and positives."""
 
     queries: Int64
     found: Mapping[str, Ranking]
     retrievers: Mapping[str, Retriever]
     excluded: Lists
     positives: Lists
-    filtering: Filtering | None
 
     @property
     def start(self) -> int:
@@ -235,30 +223,43 @@ class _Shard(NamedTuple):
 def _run(job: _Job, shards: ShardSet, encoders: dict[str, Callable[[], Encoder] | None]) -> None:
     n_queries = len(job.queries)
     missing = shards.missing(_n_shards(n_queries))
-    retrievers: dict[str, Retriever] = {}
+    opened: dict[str, Retriever] = {}
     for name, open_encoder in encoders.items():
         if missing:
-            retrievers[name] = _bm25(job) if open_encoder is None else _dense(job, name, open_encoder())
-    filtering = _filtering(job, retrievers) if missing else None
+            opened[name] = (
+                retrievers.bm25(job.corpus.texts(), job.queries.texts)
+                if open_encoder is None
+                else _dense(job, name, open_encoder())
+            )
+    recall = _recall(job, opened)
+    filtering = Filtering(
+        job.filters,
+        job.queries.texts,
+        job.corpus.texts,
+        docs=[retriever.docs for retriever in opened.values() if retriever.docs is not None],
+        n_candidates=max(source.depth - source.first for source in job.planned),
+        threads=job.threads,
+        progress=job.show("filter"),
+    )
     for number in missing:
         start, stop = number * SHARD_QUERIES, min((number + 1) * SHARD_QUERIES, n_queries)
-        table = _mined(job, retrievers, np.arange(start, stop), filtering)
-        shards.write(number, table)
+        shards.write(number, _mined(job, opened, np.arange(start, stop), recall, filtering))
         if job.report is not None:
             job.report("mine", stop, n_queries)
     shards.finish(_counts(job, shards))
 
 
-def _mined(job: _Job, retrievers: Mapping[str, Retriever], queries: Int64, filtering: Filtering | None) -> pa.Table:
-    """The negatives of a shard."""
+def _mined(
+    job: _Job, opened: Mapping[str, Retriever], queries: Int64, recall: dict[str, int], filtering: Filtering
+) -> pa.Table:
+    """The negatives of a shard; with them what `_counts` cannot see in them."""
     start, stop = (int(queries[0]), int(queries[-1]) + 1) if len(queries) else (0, 0)
     excluded, positives = job.excluded.part(start, stop), job.positives.part(start, stop)
-    found = {
-        name: retriever.search(queries, _n_searched(job, name), excluded) for name, retriever in retrievers.items()
-    }
-    shard = _Shard(queries, found, retrievers, excluded, positives, filtering)
+    found = {name: retriever.search(queries, _n_searched(job, name), excluded) for name, retriever in opened.items()}
+    shard = _Shard(queries, found, opened, excluded, positives)
     kept, tally = _round_trip(job, shard), Tally()
-    chosen = {source.column: _chosen(job, source, shard, kept, tally) for source in job.planned}
+    drop = functools.partial(filtering, kept=kept, tally=tally)
+    chosen = {source.column: _chosen(job, source, shard, drop) for source in job.planned}
     negatives = Negatives.from_padded(
         queries,
         {
@@ -267,11 +268,22 @@ def _mined(job: _Job, retrievers: Mapping[str, Retriever], queries: Int64, filte
         },
         _hard_positives(job, shard),
     )
-    table = negatives.table()
-    if job.filters.config.pseudo_positive < 1.0:
-        table = tally.add_pseudo_positives(table)
-    counts = {"dropped": int((~kept).sum()), **({"filters": dict(tally.counts)} if filtering else {})}
-    return table.replace_schema_metadata({**table.schema.metadata, _COUNTS: json.dumps(counts)})
+    table = tally.add_pseudo_positives(negatives.table(), job.filters.config)
+    told = {"dropped": int((~kept).sum()), **({"recall": recall} if recall else {}), **tally.told()}
+    counts = {_COUNTS: json.dumps(told)}
+    return table.replace_schema_metadata({**table.schema.metadata, **counts})
+
+
+def _recall(job: _Job, opened: Mapping[str, Retriever]) -> dict[str, int]:
+    """How much of the exact answer each approximate retriever finds, for the counts of the manifest."""
+    found = {}
+    for name, retriever in opened.items():
+        if retriever.recall is not None:
+            k = _n_searched(job, name)
+            share = retriever.recall(k, job.excluded)
+            logger.info("%s: %s finds %.3f of the exact %d best", name, job.config.search, share, k)
+            found[f"recall@{k} {name}, per mille"] = round(1000 * share)
+    return found
 
 
 def _n_searched(job: _Job, retriever: str) -> int:
@@ -303,42 +315,16 @@ def _candidates(job: _Job, source: sources.Source, shard: _Shard) -> Ranking:
     return Ranking(found.scores[:, source.first : source.depth], found.ids[:, source.first : source.depth])
 
 
-def _chosen(job: _Job, source: sources.Source, shard: _Shard, kept: npt.NDArray[np.bool_], tally: Tally) -> Ranking:
-    """The negatives among a source's candidates, none of the queries that are not kept."""
+def _chosen(job: _Job, source: sources.Source, shard: _Shard, drop: Callable[..., Ranking]) -> Ranking:
+    """The negatives among a source's candidates, those left out that `drop` drops."""
     candidates = _candidates(job, source, shard)
-    candidates = candidates._replace(ids=np.where(kept[:, None], candidates.ids, -1))
     at_random = job.config.sampling == "random" and source.column not in sources.DRAWN
     if at_random:
         candidates = draws.shuffled(candidates, seed=job.seed, column=source.column, first_query=shard.start)
-    if shard.filtering is not None:
-        pair_scores = shard.retrievers[source.retriever].pair_scores if source.retriever else None
-        candidates = shard.filtering(
-            candidates,
-            shard.positives,
-            pair_scores and functools.partial(pair_scores, shard.queries, shard.positives),
-            shard.queries,
-            source.n,
-            column=source.column,
-            tally=tally,
-        )
-        tally.counts["lists with fewer"] += int((kept & ((candidates.ids >= 0).sum(axis=1) < source.n)).sum())
-    chosen = draws.first(candidates, source.n)
+    retriever = shard.retrievers.get(source.retriever)
+    own = retriever and functools.partial(retriever.pair_scores, shard.queries, shard.positives)
+    chosen = draws.first(drop(candidates, shard.positives, own, shard.queries, source), source.n)
     return draws.best_first(chosen) if at_random and source.retriever else chosen
-
-
-def _filtering(job: _Job, retrievers: Mapping[str, Retriever]) -> Filtering | None:
-    """The filters, where one is on."""
-    if not job.filters.config.on:
-        return None
-    return Filtering(
-        job.filters,
-        job.queries.texts,
-        job.corpus.texts,
-        docs=next((retriever.docs for retriever in retrievers.values() if retriever.docs is not None), None),
-        n_candidates=max(source.depth - source.first for source in job.planned),
-        threads=job.threads,
-        progress=job.show("filter"),
-    )
 
 
 def _hard_positives(job: _Job, shard: _Shard) -> Int64 | None:
@@ -363,29 +349,21 @@ def _round_trip(job: _Job, shard: _Shard) -> npt.NDArray[np.bool_]:
 
 def _counts(job: _Job, shards: ShardSet) -> dict[str, int]:
     done = Negatives.from_table(shards.table(), str(shards.directory))
-    made = [json.loads(table.schema.metadata[_COUNTS]) for table in shards.tables()]
-    n_dropped = sum(counts["dropped"] for counts in made)
+    told: list[dict[str, Any]] = [json.loads(table.schema.metadata[_COUNTS]) for table in shards.tables()]
+    n_dropped = sum(shard["dropped"] for shard in told)
     n_without = int((np.diff(done.union()[0]) == 0).sum())
     counts = {"queries": len(job.queries), "queries without negatives": n_without - n_dropped}
     if job.config.round_trip_top:
         counts["queries dropped by round trip"] = n_dropped
-    if job.filters.config.on:
-        counts |= named(job.filters.config, [counts["filters"] for counts in made])
-    return counts | {f"negatives {name}": len(ranked.docs) for name, ranked in done.lists.items()}
-
-
-def _bm25(job: _Job) -> Retriever:
-    index = Bm25(job.corpus.texts())
-    texts = job.queries.texts
-    return Retriever(
-        lambda queries, k, excluded: index.search([texts[query] for query in queries], k, exclude=excluded),
-        lambda queries, pairs: index.pair_scores([texts[query] for query in queries], pairs),
-    )
+    counts |= {f"negatives {name}": len(ranked.docs) for name, ranked in done.lists.items()}
+    counts |= told[0].get("recall", {})
+    counts |= named(job.filters.config, [shard.get("filters", {}) for shard in told])
+    return counts
 
 
 def _dense(job: _Job, name: str, encoder: Encoder) -> Retriever:
-    metric = _metric_of(job.config)[name]
-    embed = functools.partial(dense.embed, encoder, root=job.embeddings, batch_size=job.config.batch_size)
+    config = job.config
+    embed = functools.partial(dense.embed, encoder, root=job.embeddings, batch_size=config.batch_size)
     docs = embed(
         job.corpus.texts,
         len(job.corpus),
@@ -400,13 +378,20 @@ def _dense(job: _Job, name: str, encoder: Encoder) -> Retriever:
         kind="query",
         progress=job.show(f"embed queries ({name})"),
     )
-    return Retriever(
-        lambda queries, k, excluded: dense.search(
-            vectors[queries], docs, k, exclude=excluded, metric=metric, threads=job.threads
-        ),
-        lambda queries, pairs: dense.pair_scores(vectors[queries], docs, pairs, metric=metric, threads=job.threads),
+    metric = _metric_of(config)[name]
+    if config.search == "exact":
+        return retrievers.exact(vectors, docs, metric=metric, threads=job.threads)
+    identity = dense.embeddings_identity(encoder, job.corpus.fingerprint, "document")
+    index = Approximate(
         docs,
+        job.embeddings / f"{identity[:24]}-{metric}.{config.search}",
+        kind=config.search,
+        metric=metric,
+        nprobe=config.nprobe,
+        threads=job.threads,
+        progress=job.show(f"index passages ({name})"),
     )
+    return retrievers.approximate(vectors, docs, index, metric=metric, threads=job.threads)
 
 
 def _n_shards(n_queries: int) -> int:
