@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gplfast import errors
 
 if TYPE_CHECKING:
+    from gplfast.mining.user_filter import UserFilter, filter_negatives
     from gplfast.ops import Dedup, Gram, Hits, Index, Margins, dedup, gram, margins, merge_hits, search
     from gplfast.pipeline import adapt
     from gplfast.steps import evaluate, generate, label, mine, train
@@ -23,11 +24,13 @@ __all__ = [
     "Hits",
     "Index",
     "Margins",
+    "UserFilter",
     "__version__",
     "adapt",
     "dedup",
     "errors",
     "evaluate",
+    "filter_negatives",
     "generate",
     "gram",
     "label",
@@ -49,6 +52,8 @@ _HOME = {
     "margins": "gplfast.ops",
     "merge_hits": "gplfast.ops",
     "search": "gplfast.ops",
+    "UserFilter": "gplfast.mining.user_filter",
+    "filter_negatives": "gplfast.mining.user_filter",
     "adapt": "gplfast.pipeline",
     "evaluate": "gplfast.steps",
     "generate": "gplfast.steps",

@@ -165,6 +165,7 @@ class Artifacts:
 
     def wanted(self, step: str) -> Manifest:
         """The manifest that a step's artifact should have."""
+        from gplfast.mining import filtering
         from gplfast.stages import generate, label, mine, train
 
         config, seed = self.config, self.config.seed
@@ -175,7 +176,8 @@ class Artifacts:
             return generate.manifest(self.corpus.fingerprint, model, config.generate, seed, given=queries)
         inputs = {"corpus": self.corpus.fingerprint, "queries": self._input("generate").key}
         if step == "mine":
-            return mine.manifest(inputs, self._retriever_fingerprints(), config.mine, seed)
+            filters = filtering.identity(config.filter, config.label, lambda: self._served(config.label.model))
+            return mine.manifest(inputs, self._retriever_fingerprints(), config.mine, seed, filters)
         if step == "train genq":
             base, loss = self.model(config.genq.base).fingerprint, config.genq.chosen_loss(MNRL)
             return train.manifest(inputs, base, config.genq, loss, seed, guide=self.guide_fingerprint(config.genq))

@@ -15,6 +15,7 @@ from typing import Any
 
 from gplfast import positive_settings
 from gplfast.errors import ConfigError
+from gplfast.filter_settings import FilterConfig, check_filter
 from gplfast.loss_settings import LossConfig, check_loss
 from gplfast.preset_settings import AUTO, PRESETS
 from gplfast.settings import Checked, coerce, field_types, setting
@@ -240,6 +241,7 @@ class RunConfig(Checked):
     input: InputConfig = dataclasses.field(default_factory=InputConfig)
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
     mine: MineConfig = dataclasses.field(default_factory=MineConfig)
+    filter: FilterConfig = dataclasses.field(default_factory=FilterConfig)
     label: LabelConfig = dataclasses.field(default_factory=LabelConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     genq: TrainConfig = dataclasses.field(default_factory=TrainConfig)
@@ -247,7 +249,7 @@ class RunConfig(Checked):
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
 
 
-SECTIONS: tuple[str, ...] = ("input", "generate", "mine", "label", "train", "genq", "refresh", "evaluate")
+SECTIONS: tuple[str, ...] = ("input", "generate", "mine", "filter", "label", "train", "genq", "refresh", "evaluate")
 
 # What a student is: given for GPL's alone it holds for GenQ's too, so that the two are compared on equal terms.
 OF_THE_STUDENT = ("base", "similarity", "pooling", "max_seq_length", "precision")
@@ -300,6 +302,7 @@ def check(config: RunConfig) -> RunConfig:
         )
     if len(set(mine.retrievers)) != len(mine.retrievers):
         raise ConfigError(f"[mine] retrievers names one twice: {', '.join(mine.retrievers)}")
+    check_filter(config.filter, config.label.activation)
     if train.rescale_range and not (
         len(train.rescale_range) == 2 and train.rescale_range[0] <= 0 <= train.rescale_range[1]
     ):

@@ -10,7 +10,7 @@ from typing import Any
 from gplfast import config as settings
 from gplfast.errors import ConfigError
 from gplfast.positive_settings import read_by
-from gplfast.settings import coerce, field_types
+from gplfast.settings import coerce, field_types, value_type
 
 if typing.TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +20,12 @@ _ALL: tuple[str, ...] = ()
 _SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "run": dict.fromkeys(settings.SECTIONS, _ALL),
     "generate": {"input": _ALL, "generate": _ALL},
-    "mine": {"input": _ALL, "mine": _ALL},
+    "mine": {
+        "input": _ALL,
+        "mine": _ALL,
+        "filter": _ALL,
+        "label": ("model", "max_seq_length", "activation", "relevance_label", "nan", "batch_size"),
+    },
     "label": {"input": _ALL, "label": _ALL, "train": ("steps", "visits_per_query", "max_steps", "batch_size")},
     "train": {
         "input": _ALL,
@@ -131,7 +136,9 @@ def _refuse_unused(arguments: argparse.Namespace, given: Iterable[str], config: 
             unused["label"] = unused["mine"] = f"{unused['refresh']}, which mines and labels while it trains"
     if arguments.name == "run":
         if config.students == ("genq",):
-            unused["mine"] = unused["label"] = "genq is the only student, and needs no negatives and no margins"
+            unused["mine"] = unused["filter"] = unused["label"] = (
+                "genq is the only student, and needs no negatives and no margins"
+            )
             unused["train"] = "genq is the only student; give the flag that starts with --genq-"
         if not arguments.evaluate:
             unused["evaluate"] = "nothing is evaluated; add --evaluate"
@@ -153,7 +160,7 @@ def given_settings(arguments: argparse.Namespace, section: str) -> Mapping[str, 
 
 
 def _add_flag(group: Any, flags: list[str], target: str, item: dataclasses.Field[Any], owner: type[Any]) -> None:
-    kind = field_types(owner)[item.name]
+    kind = value_type(field_types(owner)[item.name])
     options: dict[str, Any] = {"dest": f"set:{target}", "default": argparse.SUPPRESS}
     options["help"] = item.metadata["help"].replace("%", "%%")
     if kind is bool:

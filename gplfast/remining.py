@@ -110,6 +110,7 @@ class Remining(Systems):
             metrics=(config.train.similarity,),
             negatives_per_query=config.refresh.negatives_per_query,
             sources=(),
+            explicit="",
             round_trip_top=0,  # which queries are trained on was decided before
             batch_size=config.refresh.batch_size,
         )

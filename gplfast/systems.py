@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from gplfast import preflight
 from gplfast.artifacts import Artifacts, ModelFile
 from gplfast.config import STUDENTS
-from gplfast.errors import ArtifactError, HubError, MissingExtraError, ModelError
+from gplfast.errors import ArtifactError, ConfigError, HubError, MissingExtraError, ModelError
+from gplfast.filter_settings import FilterConfig
+from gplfast.mining.user_filter import UserFilter
 from gplfast.positive_settings import T5, uses_bm25
 from gplfast.report import BM25, BM25_TEACHER, System
 from gplfast.store.atomic import read_json
@@ -125,7 +127,16 @@ class Systems(Artifacts):
         for name in self.retrievers().values() if "mine" in steps else ():
             if name != BM25:
                 preflight.bi_encoder(self.model(name).path, "retriever")
-        if {"label", "train rgpl"} & set(steps) or BM25_TEACHER in systems:
+        filters = config.filter if "mine" in steps else FilterConfig()
+        if filters.by_vector and set(self.retrievers()) <= {BM25}:
+            raise ConfigError(
+                "[filter] near_positive and near_negative compare embeddings but no source of negatives is a "
+                "bi-encoder; add one"
+            )
+        if filters.function:
+            UserFilter.load(filters.function).check()
+        labelled = {"label", "train rgpl"} & set(steps)
+        if labelled or BM25_TEACHER in systems or filters.by_teacher or filters.audit:
             preflight.teacher(self.model(config.label.model).path, config.label)
         for name in config.label.more_models if "label" in steps else ():
             preflight.teacher(self.model(name).path, config.label)
@@ -150,7 +161,9 @@ class Systems(Artifacts):
         retrievers = set(self.retrievers().values())
         generated = ["generate"] if self.config.generate.needed_model else []
         served = {*generated, "label", "train rgpl", *(["mine"] if retrievers - {BM25} else [])}
-        if served & set(stale) or set(systems) - {BM25}:
+        filters = self.config.filter
+        teacher = "mine" in stale and (filters.by_teacher or bool(filters.audit))
+        if served & set(stale) or set(systems) - {BM25} or teacher:
             kinds.append("serving models")
         if "generate" in stale and uses_bm25(self.config.generate):
             kinds.append("bm25")

@@ -51,6 +51,11 @@ def from_sequences(lists: Sequence[Sequence[int] | Int64]) -> Lists:
     return Lists(_indptr(lengths), np.ascontiguousarray(rows, np.int64))
 
 
+def owner_of(lists: Lists) -> Int64:
+    """The list of each entry, int64 (n,)."""
+    return np.repeat(np.arange(len(lists.indptr) - 1, dtype=np.int64), lists.lengths)
+
+
 def single(rows: Int64) -> Lists:
     """Lists of one row each: what the positives of generated queries are."""
     return Lists(np.arange(len(rows) + 1, dtype=np.int64), rows)

@@ -25,11 +25,13 @@ class Retriever(NamedTuple):
         pair_scores: float32, of each with each of the given passages, in their order; to the bit those of the search.
         recall: Of a search for so many passages with these exclusions (of all queries), compared with the exact one;
             None: it is exact.
+        docs: Embeddings of all passages, (n_docs, dim), where it has them.
     """
 
     search: Callable[[Int64, int, Lists], Ranking]
     pair_scores: Callable[[Int64, Lists], npt.NDArray[np.float32]]
     recall: Callable[[int, Lists], float] | None = None
+    docs: npt.NDArray[Any] | None = None
 
 
 def bm25(passages: Sequence[str], queries: Sequence[str]) -> Retriever:
@@ -48,6 +50,7 @@ def exact(vectors: npt.NDArray[Any], docs: npt.NDArray[Any], *, metric: str, thr
             vectors[rows], docs, k, exclude=excluded, metric=metric, threads=threads
         ),
         lambda rows, pairs: dense.pair_scores(vectors[rows], docs, pairs, metric=metric, threads=threads),
+        docs=docs,
     )
 
 

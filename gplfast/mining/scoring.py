@@ -10,9 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gplfast.errors import ModelError
+from gplfast.store.scores import ScoreStore
 
 if TYPE_CHECKING:
-    from gplfast.store.scores import ScoreStore
+    from pathlib import Path
+
+    from gplfast.config import LabelConfig
 
 # Pairs per call of the teacher and per shard of the score store: work that a kill loses, at most. What a call holds
 # follows from the question alone, so a killed run batches, and thereby rounds, as an uninterrupted one does.
@@ -144,6 +147,48 @@ class PairScorer:
                 f"the teacher gave {values[bad[0]]} for query {query[:60]!r} and passage {passage[:60]!r} "
                 f'({len(bad)} of {len(values)} pairs); use another teacher, or leave them out: nan = "drop"'
             )
+
+
+def scorer_of(config: LabelConfig, open_teacher: Callable[[], Teacher], scores: Path) -> PairScorer:
+    """The scorer that `label` uses with these settings: what one of them asked the other finds.
+
+    Args:
+        config: The teacher's settings.
+        open_teacher: Opens the model; called when there is something to score.
+        scores: Directory of the score stores.
+    """
+    return PairScorer(
+        lambda teacher: ScoreStore(scores, teacher_identity(teacher, config.activation, config.relevance_label)),
+        open_teacher,
+        max_tokens=config.max_seq_length,
+        activation=config.activation,
+        keep_nan=config.nan == "drop",
+        batch_size=config.batch_size,
+    )
+
+
+def by_rows(
+    scorer: PairScorer,
+    queries: Sequence[str],
+    passages: Callable[[npt.NDArray[np.int64]], list[str]],
+    progress: Progress | None = None,
+) -> Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.float32]]:
+    """A function from pairs of rows of queries and passages, both int64 (n,), to the teacher's scores, float32 (n,).
+
+    Args:
+        scorer: The teacher.
+        queries: Texts of all queries.
+        passages: Gives the texts of passage rows.
+        progress: Called with (pairs done, pairs that were not known).
+    """
+
+    def score(query_rows: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        asked, query_of = np.unique(query_rows, return_inverse=True)
+        found, passage_of = np.unique(rows, return_inverse=True)
+        texts = [queries[row] for row in asked], passages(found)
+        return scorer.score(*texts, query_of.astype(np.int64), passage_of.astype(np.int64), progress)
+
+    return score
 
 
 def teacher_identity(fingerprint: str, activation: str, relevance_label: str = "") -> str:

@@ -49,6 +49,11 @@ class Source(NamedTuple):
     depth: int
     semi_hard: bool = False
 
+    @property
+    def windowed(self) -> bool:
+        """Whether its ranks were asked for as such, so that they are no matter of how many are dropped."""
+        return "@" in self.column and not self.semi_hard
+
 
 def short_names(retrievers: Sequence[str]) -> dict[str, str]:
     """Short name (the last part of a path or hub name) to the name that was given, in order."""

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,8 +16,10 @@ import numpy.typing as npt
 from gplfast.errors import ConfigError, DataError
 from gplfast.mining import dense, draws, retrievers, semi_hard, sources
 from gplfast.mining.approximate import Approximate
+from gplfast.mining.audit import audited
 from gplfast.mining.bm25 import Ranking
 from gplfast.mining.explicit import read_explicit
+from gplfast.mining.filtering import OVERFETCH, Asked, Filtering, Tally, named
 from gplfast.mining.hard_positives import hardest
 from gplfast.mining.lists import Lists, same_text_groups, widen, without
 from gplfast.mining.round_trip import any_returns
@@ -43,7 +45,13 @@ _COUNTS = b"gplfast.counts"
 Report = Callable[[str, int, int], None]
 
 
-def manifest(inputs: dict[str, str], fingerprints: dict[str, str], config: MineConfig, seed: int = 0) -> Manifest:
+def manifest(
+    inputs: dict[str, str],
+    fingerprints: dict[str, str],
+    config: MineConfig,
+    seed: int = 0,
+    filters: Mapping[str, Any] | None = None,
+) -> Manifest:
     """What the negatives depend on.
 
     Args:
@@ -51,6 +59,7 @@ def manifest(inputs: dict[str, str], fingerprints: dict[str, str], config: MineC
         fingerprints: Short name of each retriever that is used, in order, to the fingerprint of its weights.
         config: Settings of the step.
         seed: The run's seed; recorded where something is drawn.
+        filters: What the filters depend on, see `gplfast.mining.filtering.identity`; nothing where none is on.
 
     Raises:
         ConfigError: The sources are malformed.
@@ -65,6 +74,8 @@ def manifest(inputs: dict[str, str], fingerprints: dict[str, str], config: MineC
         settings["sources"] = sources.canonical(sources.plan(config))
     if sources.draws(config):
         settings["seed"] = seed
+    if filters:
+        settings["filter"] = dict(filters)
     if config.explicit:
         inputs = {**inputs, "explicit": _fingerprint_of(config.explicit)}
     return Manifest("negatives", inputs=inputs, config=settings, models=fingerprints)
@@ -99,6 +110,7 @@ def mine(
     embeddings: Path,
     seed: int = 0,
     threads: int = 0,
+    filters: Asked | None = None,
     report: Report | None = None,
 ) -> Negatives:
     """Find the negatives of each query, of each source so many, and write them, shard by shard.
@@ -121,15 +133,20 @@ def mine(
         embeddings: Directory of all embeddings.
         seed: The run's seed.
         threads: CPU threads, 0 for all.
+        filters: Which candidates are no negatives, and the audit of those that are; none by default.
         report: Called with (what, done, all).
 
     Returns:
         The negatives of every query; the same for any number of threads and after any kill.
     """
     if not freshness(directory, wanted).fresh:
-        job = _Job(corpus, queries, wanted, config, embeddings, seed, threads, report)
+        job = _Job(corpus, queries, wanted, config, embeddings, seed, threads, filters or Asked(), report)
         _run(job, ShardSet(directory, wanted), encoders)
-    return load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
+    found = load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
+    if filters is not None and filters.config.audit:
+        teacher = filters.teacher(queries.texts, corpus.texts, report and functools.partial(report, "audit"))
+        audited(directory, Lists(*queries.positives), found, filters, teacher, seed=seed)
+    return found
 
 
 def load(directory: Path, made: Manifest, *, n_queries: int, n_passages: int) -> Negatives:
@@ -157,7 +174,15 @@ class _Job:
     embeddings: Path
     seed: int
     threads: int
+    filters: Asked
     report: Report | None
+
+    @functools.cached_property
+    def planned(self) -> list[sources.Source]:
+        """The sources, with more candidates where filters will drop some."""
+        planned = sources.plan(self.config)
+        over = OVERFETCH if self.filters.config.on and not self.config.candidates else 1
+        return [source if source.windowed else source._replace(depth=over * source.depth) for source in planned]
 
     @functools.cached_property
     def positives(self) -> Lists:
@@ -207,38 +232,45 @@ def _run(job: _Job, shards: ShardSet, encoders: dict[str, Callable[[], Encoder] 
                 else _dense(job, name, open_encoder())
             )
     recall = _recall(job, opened)
+    filtering = Filtering(
+        job.filters,
+        job.queries.texts,
+        job.corpus.texts,
+        docs=[retriever.docs for retriever in opened.values() if retriever.docs is not None],
+        n_candidates=max(source.depth - source.first for source in job.planned),
+        threads=job.threads,
+        progress=job.show("filter"),
+    )
     for number in missing:
         start, stop = number * SHARD_QUERIES, min((number + 1) * SHARD_QUERIES, n_queries)
-        shards.write(number, _mined(job, opened, np.arange(start, stop), recall))
+        shards.write(number, _mined(job, opened, np.arange(start, stop), recall, filtering))
         if job.report is not None:
             job.report("mine", stop, n_queries)
     shards.finish(_counts(job, shards))
 
 
-def _mined(job: _Job, opened: Mapping[str, Retriever], queries: Int64, recall: dict[str, int]) -> pa.Table:
+def _mined(
+    job: _Job, opened: Mapping[str, Retriever], queries: Int64, recall: dict[str, int], filtering: Filtering
+) -> pa.Table:
     """The negatives of a shard; with them what `_counts` cannot see in them."""
-    planned = sources.plan(job.config)
     start, stop = (int(queries[0]), int(queries[-1]) + 1) if len(queries) else (0, 0)
     excluded, positives = job.excluded.part(start, stop), job.positives.part(start, stop)
-    found = {
-        name: retriever.search(queries, _n_searched(job, planned, name), excluded) for name, retriever in opened.items()
-    }
+    found = {name: retriever.search(queries, _n_searched(job, name), excluded) for name, retriever in opened.items()}
     shard = _Shard(queries, found, opened, excluded, positives)
-    kept = _round_trip(job, shard)
-    chosen = {source.column: _chosen(job, source, _candidates(job, source, shard), shard) for source in planned}
+    kept, tally = _round_trip(job, shard), Tally()
+    drop = functools.partial(filtering, kept=kept, tally=tally)
+    chosen = {source.column: _chosen(job, source, shard, drop) for source in job.planned}
     negatives = Negatives.from_padded(
         queries,
         {
-            source.column: (
-                np.where(kept[:, None], chosen[source.column].ids, -1),
-                chosen[source.column].scores if source.retriever else None,
-            )
-            for source in planned
+            source.column: (chosen[source.column].ids, chosen[source.column].scores if source.retriever else None)
+            for source in job.planned
         },
         _hard_positives(job, shard),
     )
-    table = negatives.table()
-    counts = {_COUNTS: json.dumps({"dropped": int((~kept).sum()), **({"recall": recall} if recall else {})})}
+    table = tally.add_pseudo_positives(negatives.table(), job.filters.config)
+    told = {"dropped": int((~kept).sum()), **({"recall": recall} if recall else {}), **tally.told()}
+    counts = {_COUNTS: json.dumps(told)}
     return table.replace_schema_metadata({**table.schema.metadata, **counts})
 
 
@@ -247,16 +279,16 @@ def _recall(job: _Job, opened: Mapping[str, Retriever]) -> dict[str, int]:
     found = {}
     for name, retriever in opened.items():
         if retriever.recall is not None:
-            k = _n_searched(job, sources.plan(job.config), name)
+            k = _n_searched(job, name)
             share = retriever.recall(k, job.excluded)
             logger.info("%s: %s finds %.3f of the exact %d best", name, job.config.search, share, k)
             found[f"recall@{k} {name}, per mille"] = round(1000 * share)
     return found
 
 
-def _n_searched(job: _Job, planned: Sequence[sources.Source], retriever: str) -> int:
+def _n_searched(job: _Job, retriever: str) -> int:
     """How many passages of a retriever are searched for."""
-    depths = [source.depth for source in planned if source.retriever == retriever]
+    depths = [source.depth for source in job.planned if source.retriever == retriever]
     return min(max([*depths, job.config.round_trip_top]), len(job.corpus))
 
 
@@ -283,13 +315,15 @@ def _candidates(job: _Job, source: sources.Source, shard: _Shard) -> Ranking:
     return Ranking(found.scores[:, source.first : source.depth], found.ids[:, source.first : source.depth])
 
 
-def _chosen(job: _Job, source: sources.Source, candidates: Ranking, shard: _Shard) -> Ranking:
-    """The negatives among a source's candidates."""
+def _chosen(job: _Job, source: sources.Source, shard: _Shard, drop: Callable[..., Ranking]) -> Ranking:
+    """The negatives among a source's candidates, those left out that `drop` drops."""
+    candidates = _candidates(job, source, shard)
     at_random = job.config.sampling == "random" and source.column not in sources.DRAWN
     if at_random:
         candidates = draws.shuffled(candidates, seed=job.seed, column=source.column, first_query=shard.start)
-    # Filters belong here: candidates stand in the order in which they are to be asked, and become id -1 when dropped.
-    chosen = draws.first(candidates, source.n)
+    retriever = shard.retrievers.get(source.retriever)
+    own = retriever and functools.partial(retriever.pair_scores, shard.queries, shard.positives)
+    chosen = draws.first(drop(candidates, shard.positives, own, shard.queries, source), source.n)
     return draws.best_first(chosen) if at_random and source.retriever else chosen
 
 
@@ -323,6 +357,7 @@ def _counts(job: _Job, shards: ShardSet) -> dict[str, int]:
         counts["queries dropped by round trip"] = n_dropped
     counts |= {f"negatives {name}": len(ranked.docs) for name, ranked in done.lists.items()}
     counts |= told[0].get("recall", {})
+    counts |= named(job.filters.config, [shard.get("filters", {}) for shard in told])
     return counts
 
 
