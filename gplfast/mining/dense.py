@@ -124,7 +124,7 @@ def search(
         hits = index.search(
             np.ascontiguousarray(queries[start:stop]),
             k,
-            exclude=None if exclude is None else _part(exclude, start, stop),
+            exclude=None if exclude is None else exclude.part(start, stop),
             threads=threads_or_all,
         )
         parts.append(hits)
@@ -138,29 +138,30 @@ def search(
 def pair_scores(
     queries: npt.NDArray[np.float32],
     docs: npt.NDArray[np.float32],
-    rows: npt.NDArray[np.int64],
+    pairs: Lists,
     *,
     metric: str,
     threads: int = 0,
 ) -> npt.NDArray[np.float32]:
-    """The score of each query with one row, to the bit what `search` gives.
+    """The score of each query with some rows, to the bit what `search` gives.
 
     Args:
         queries: float32 (n_queries, dim).
         docs: float32 (n_docs, dim).
-        rows: int64 (n_queries,), rows of docs.
+        pairs: Rows of docs of each query.
         metric: "cosine" or "dot".
         threads: CPU threads, 0 for all.
 
     Returns:
-        float32 (n_queries,); NaN where a pair has no score: `search` never returns it.
+        float32 (n_pairs,), in the order of `pairs.rows`; NaN where a pair has no score: `search` never returns it.
     """
     from gplfast import ops
 
-    n = len(queries)
-    both = np.concatenate([queries, docs[rows]])  # a copy of these rows only
-    pairs = np.arange(2 * n, dtype=np.int64).reshape(2, n).T.ravel()
-    lists = (2 * np.arange(n + 1, dtype=np.int64), pairs)
+    n = len(pairs.rows)
+    owners = np.repeat(np.arange(len(queries)), pairs.lengths)
+    both = np.concatenate([queries[owners], docs[pairs.rows]])  # a copy of these rows only
+    indices = np.arange(2 * n, dtype=np.int64).reshape(2, n).T.ravel()
+    lists = (2 * np.arange(n + 1, dtype=np.int64), indices)
     found = ops.gram(
         both, lists, metric="cosine" if metric == "cosine" else "ip", triangle=True, threads=threads or None
     )
@@ -170,9 +171,3 @@ def pair_scores(
 def text_rows(texts: Sequence[str]) -> Callable[[range], list[str]]:
     """The `texts` argument of `embed` for a sequence in memory."""
     return lambda rows: list(texts[rows.start : rows.stop])
-
-
-def _part(lists: Lists, start: int, stop: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    indptr = lists.indptr[start : stop + 1]
-    rows = lists.rows[indptr[0] : indptr[-1]]
-    return np.ascontiguousarray(indptr - indptr[0]), np.ascontiguousarray(rows)

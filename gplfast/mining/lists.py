@@ -34,6 +34,11 @@ class Lists(NamedTuple):
         """The rows of list `index`."""
         return self.rows[self.indptr[index] : self.indptr[index + 1]]
 
+    def part(self, start: int, stop: int) -> Lists:
+        """Lists start..stop-1."""
+        indptr = self.indptr[start : stop + 1]
+        return Lists(indptr - indptr[0], self.rows[indptr[0] : indptr[-1]])
+
 
 def from_sequences(lists: Sequence[Sequence[int] | Int64]) -> Lists:
     """CSR of a list of lists, order kept."""

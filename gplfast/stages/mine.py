@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from gplfast.mining import dense
 from gplfast.mining.bm25 import Bm25, Ranking
-from gplfast.mining.lists import Lists, from_sequences, same_text_groups, single, widen
-from gplfast.mining.round_trip import returns
+from gplfast.mining.lists import Lists, same_text_groups, widen
+from gplfast.mining.round_trip import any_returns
 from gplfast.settings import output_settings
 from gplfast.store.manifest import Manifest, freshness
 from gplfast.store.negatives import Negatives
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gplfast.config import MineConfig
     from gplfast.mining.dense import Encoder
     from gplfast.store.corpus import Corpus
-    from gplfast.store.generated import GeneratedQueries
+    from gplfast.store.labelled import Positives
 
 SHARD_QUERIES = 4096
 BM25 = "bm25"
@@ -39,11 +39,11 @@ class Source(NamedTuple):
 
     Attributes:
         search: Their best passages, some excluded.
-        own_scores: float32, of each with its own passage.
+        own_scores: float32, of each with each of the given passages.
     """
 
     search: Callable[[int, int, Lists], Ranking]
-    own_scores: Callable[[int, int], npt.NDArray[np.float32]]
+    own_scores: Callable[[int, int, Lists], npt.NDArray[np.float32]]
 
 
 def manifest(inputs: dict[str, str], fingerprints: dict[str, str], config: MineConfig) -> Manifest:
@@ -70,7 +70,7 @@ def metrics(config: MineConfig) -> list[str]:
 
 def mine(
     corpus: Corpus,
-    queries: GeneratedQueries,
+    queries: Positives,
     directory: Path,
     wanted: Manifest,
     config: MineConfig,
@@ -85,13 +85,13 @@ def mine(
     Positives (and passages of the same text, when asked for) are excluded inside the search, so the number is reached
     whenever the corpus has that many others; BM25 gives fewer where fewer share a word with the query.
 
-    With `round_trip_top` = K a query gets no negatives at all, and is counted, when none of the retrievers has its own
-    passage among its K best by (score descending, row ascending). Passages of the same text do not compete with it
-    where they are excluded.
+    With `round_trip_top` = K a query gets no negatives at all, and is counted, when none of the retrievers has one of
+    its positives among its K best by (score descending, row ascending). Positives do not compete with each other, nor
+    do passages of the same text where they are excluded.
 
     Args:
         corpus: The passages.
-        queries: The generated queries.
+        queries: Generated or labelled ones, with their positives.
         directory: The artifact's directory.
         wanted: The manifest to write, see `manifest`.
         config: Settings of the step.
@@ -119,16 +119,16 @@ def load(directory: Path, made: Manifest, *, n_queries: int, n_passages: int) ->
     return Negatives.from_table(table, str(directory), n_queries=n_queries, n_docs=n_passages)
 
 
-def exclusions(corpus: Corpus, queries: GeneratedQueries, *, duplicates: bool) -> Lists:
-    """Per query the rows that are no negatives: its passage and, when asked for, all passages of the same text."""
-    positives = single(queries.passages)
+def exclusions(corpus: Corpus, queries: Positives, *, duplicates: bool) -> Lists:
+    """Per query the rows that are no negatives: its positives and, when asked for, all passages of the same text."""
+    positives = Lists(*queries.positives)
     return widen(positives, same_text_groups(corpus.texts())) if duplicates else positives
 
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
     corpus: Corpus
-    queries: GeneratedQueries
+    queries: Positives
     wanted: Manifest
     config: MineConfig
     embeddings: Path
@@ -140,8 +140,9 @@ class _Job:
         """How many passages are searched for."""
         return min(max(self.config.negatives_per_query, self.config.round_trip_top), len(self.corpus))
 
-    def own(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        return self.queries.passages[start:stop]
+    @functools.cached_property
+    def positives(self) -> Lists:
+        return Lists(*self.queries.positives)
 
 
 def _run(job: _Job, shards: ShardSet, encoders: dict[str, Callable[[], Encoder] | None]) -> None:
@@ -154,7 +155,7 @@ def _run(job: _Job, shards: ShardSet, encoders: dict[str, Callable[[], Encoder] 
             sources[name] = _bm25(job) if open_encoder is None else _dense(job, name, open_encoder(), metric)
     for shard in missing:
         start, stop = shard * SHARD_QUERIES, min((shard + 1) * SHARD_QUERIES, n_queries)
-        part = from_sequences([excluded.list(query) for query in range(start, stop)])
+        part = excluded.part(start, stop)
         rankings = {name: source.search(start, stop, part) for name, source in sources.items()}
         kept = _round_trip(job, sources, rankings, start, stop)
         n_most = job.config.negatives_per_query
@@ -176,11 +177,11 @@ def _run(job: _Job, shards: ShardSet, encoders: dict[str, Callable[[], Encoder] 
 def _round_trip(
     job: _Job, sources: Mapping[str, Source], rankings: Mapping[str, Ranking], start: int, stop: int
 ) -> npt.NDArray[np.bool_]:
-    """Which queries some retriever takes back to their passage; all of them where that is not asked for."""
-    top = job.config.round_trip_top
+    """Which queries some retriever takes back to a positive; all of them where that is not asked for."""
+    top, own = job.config.round_trip_top, job.positives.part(start, stop)
     kept = np.full(stop - start, top == 0)
     for name, ranking in rankings.items() if top else ():
-        kept |= returns(ranking, sources[name].own_scores(start, stop), job.own(start, stop), top)
+        kept |= any_returns(ranking, sources[name].own_scores(start, stop, own), own, top)
     return kept
 
 
@@ -199,7 +200,7 @@ def _bm25(job: _Job) -> Source:
     texts = job.queries.texts
     return Source(
         lambda start, stop, excluded: index.search(texts[start:stop], job.k, exclude=excluded),
-        lambda start, stop: index.pair_scores(texts[start:stop], job.own(start, stop)),
+        lambda start, stop, pairs: index.pair_scores(texts[start:stop], pairs),
     )
 
 
@@ -226,8 +227,8 @@ def _dense(job: _Job, name: str, encoder: Encoder, metric: str) -> Source:
         lambda start, stop, excluded: dense.search(
             vectors[start:stop], docs, job.k, exclude=excluded, metric=metric, threads=job.threads
         ),
-        lambda start, stop: dense.pair_scores(
-            vectors[start:stop], docs, job.own(start, stop), metric=metric, threads=job.threads
+        lambda start, stop, pairs: dense.pair_scores(
+            vectors[start:stop], docs, pairs, metric=metric, threads=job.threads
         ),
     )
 
