@@ -1,6 +1,6 @@
 """DPR's training data: a JSON list of questions with contexts; Contriever, Spider and AugTriever read it too.
 
-`{question, answers, positive_ctxs, negative_ctxs, hard_negative_ctxs}`, each context `{title, text, passage_id, score}`.
+`{question, answers, positive_ctxs, negative_ctxs, hard_negative_ctxs}`; a context is `{title, text, passage_id, score}`.
 Mined documents are hard negatives; `negative_ctxs` stay empty and `answers` too, as there are none. DPR reads a `.json`
 list; a file that ends in .jsonl is written and read line by line.
 """
@@ -54,7 +54,7 @@ def read(path: str | Path) -> Iterator[Example]:
         for names, grade in ((("positive_ctxs",), 1), (("hard_negative_ctxs", "negative_ctxs"), 0)):
             contexts = [item for name in names if name in record or grade for item in record.objects(name)]
             sides.append([_passage(item, grade) for item in contexts])
-        yield Example(record.text("question"), *sides)
+        yield Example(record.text("question"), sides[0], sides[1])
 
 
 def _records(path: Path) -> Iterator[Record]:

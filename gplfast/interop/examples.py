@@ -178,4 +178,4 @@ def _mined(corpus: Corpus, ids: list[str], texts: list[str], lists: list[dict[in
         known = [value for value in values if value is not None]
         columns.append(np.array(known, np.float32) if known and len(known) == len(values) else None)
     docs, grades = (np.array(part, np.int64) for part in zip(*((row, item.grade) for row, item in flat), strict=True))
-    return Mined(corpus, ids, texts, indptr, docs, grades, *columns)
+    return Mined(corpus, ids, texts, indptr, docs, grades, columns[0], columns[1])

@@ -60,4 +60,4 @@ def read(path: str | Path) -> Iterator[Example]:
             texts = record.texts(name)
             scores = record.optional_numbers(f"{name}_scores", len(texts))
             sides.append([Passage(text, grade=grade, teacher=s) for text, s in zip(texts, scores, strict=True)])
-        yield Example(record.text("query"), *sides)
+        yield Example(record.text("query"), sides[0], sides[1])

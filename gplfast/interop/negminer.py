@@ -1,9 +1,8 @@
 """The files of nixiesearch/negminer: its documented JSON lines, and the negatives that its export writes.
 
-| file | content of a line |
-| --- | --- |
-| candidates | `query` (id), `docs` (ids), `doc_scores`, `query_doc_cos`, `query_doc_ce`, `doc_doc_cos` (n x n by rows) |
-| negatives.jsonl | `query` (text), `pos`, `pos_cos_score`, `pos_ce_score`, `neg`, `neg_cos_score`, `neg_ce_score`, counters |
+- candidates: `query` (id), `docs` (ids), `doc_scores`, `query_doc_cos`, `query_doc_ce`, `doc_doc_cos` (n x n by rows)
+- negatives.jsonl: `query` (text), `pos`, `pos_cos_score`, `pos_ce_score`, `neg`, `neg_cos_score`, `neg_ce_score`, and
+  `dropped_dupes`, `dropped_too_close`, `dropped_too_high`
 
 `query_doc_cos` are cosines of mined documents too (negminer's own program writes 2 cos - 1 for these).
 """
@@ -45,11 +44,14 @@ class Rule(NamedTuple):
             a duplicate. Above 1: none is.
         pos_neg_threshold: One whose teacher score is not below the lowest positive's by more than this is too close;
             None: none is. Without teacher scores none is.
+        pos_threshold: One whose teacher score is not below this is too high; None: none is. (negminer's export asks for
+            this setting, which its configuration does not have.)
         negatives_count: At most so many are kept; 0: all.
     """
 
     dup_threshold: float = 0.95
     pos_neg_threshold: float | None = 0.05
+    pos_threshold: float | None = None
     negatives_count: int = 8
 
 
@@ -62,25 +64,30 @@ def apply(rule: Rule, mined: Mined, *, threads: int = 0) -> tuple[Mined, dict[st
         threads: CPU threads, 0 for all; they change nothing.
 
     Returns:
-        What is left, and per query how many negatives were dropped: int64 (n_queries,) under "dropped_dupes" and
-        "dropped_too_close" ("dropped_too_high" is 0: negminer names it and has no such setting). What is beyond
-        `negatives_count` is not counted, nor looked at, as there.
+        What is left, and per query how many negatives were dropped, each for the first reason that it has: int64
+        (n_queries,) under "dropped_dupes", "dropped_too_close" and "dropped_too_high". What only comes after
+        `negatives_count` others is not counted, as there.
 
     Raises:
         ConfigError: Duplicates are looked for and there are no vectors.
     """
     negative = mined.grades <= 0
-    duplicate, close = duplicates(mined, rule.dup_threshold, threads=threads), _too_close(mined, rule)
-    kept = negative & ~duplicate & ~close
-    rank = np.cumsum(kept) - kept  # of a candidate among all that are kept; those of earlier queries are subtracted
-    rank -= (np.concatenate([[0], np.cumsum(kept)])[mined.indptr[:-1]])[mined.owners]
-    seen = (rank < rule.negatives_count) if rule.negatives_count else np.ones(len(kept), bool)
-
-    def counted(dropped: NDArray[np.bool_]) -> NDArray[np.int64]:
-        return np.bincount(mined.owners[dropped & negative & seen], minlength=len(mined))
-
-    counts = {DUPES: counted(duplicate), TOO_CLOSE: counted(close & ~duplicate)}
-    return mined.only(~negative | (kept & seen)), {**counts, TOO_HIGH: np.zeros(len(mined), np.int64)}
+    duplicate = negative & duplicates(mined, rule.dup_threshold, threads=threads)
+    close = negative & ~duplicate & _too_close(mined, rule)
+    high = negative & ~duplicate & ~close
+    if rule.pos_threshold is None or mined.teacher is None:
+        high[:] = False
+    else:
+        high &= ~(mined.teacher < rule.pos_threshold)
+    kept = negative & ~duplicate & ~close & ~high
+    counts = {
+        name: np.bincount(mined.owners[dropped], minlength=len(mined))
+        for name, dropped in ((DUPES, duplicate), (TOO_CLOSE, close), (TOO_HIGH, high))
+    }
+    if rule.negatives_count:
+        before = np.concatenate([[0], np.cumsum(kept)])  # how many are kept ahead of each candidate, of all queries
+        kept &= before[:-1] - before[mined.indptr[:-1]][mined.owners] < rule.negatives_count
+    return mined.only(~negative | kept), counts
 
 
 def duplicates(mined: Mined, threshold: float, *, threads: int = 0) -> NDArray[np.bool_]:
@@ -170,7 +177,7 @@ def read_candidates(
         scores = record.numbers("doc_scores", n)
         cosines, teacher = record.numbers("query_doc_cos", n), record.optional_numbers("query_doc_ce", n)
         passages = [
-            _passage(corpus, doc, score, cosine, ce, record)
+            Passage(*_document(corpus, doc, record), doc, _grade(score, record), cosine, ce)
             for doc, score, cosine, ce in zip(ids, scores, cosines, teacher, strict=True)
         ]
         matrix = None
@@ -230,21 +237,23 @@ def read_negatives(path: str | Path) -> Iterator[Example]:
                     for text, cosine, ce in zip(texts, cosines, teacher, strict=True)
                 ]
             )
-        yield Example(record.text("query"), *sides)
+        yield Example(record.text("query"), sides[0], sides[1])
 
 
-def _passage(
-    corpus: Corpus | None, name: str, score: float | None, cosine: float | None, ce: float | None, record: Record
-) -> Passage:
+def _grade(score: float | None, record: Record) -> int:
     if score is None or score != int(score):
         raise DataError(f"{record.where}: 'doc_scores' has {score}, should be a whole number; grades of qrels are such")
-    text = title = ""
-    if corpus is not None:
-        if not corpus.has(name):
-            raise DataError(f"{record.where}: no document has the id {name!r}; the corpus has {len(corpus)} documents")
-        row = corpus.row(name)
-        title, text = corpus.table["title"][row].as_py(), corpus.table["text"][row].as_py()
-    return Passage(text, title, name, int(score), cosine, ce)
+    return int(score)
+
+
+def _document(corpus: Corpus | None, name: str, record: Record) -> tuple[str, str]:
+    """Text and title."""
+    if corpus is None:
+        return "", ""
+    if not corpus.has(name):
+        raise DataError(f"{record.where}: no document has the id {name!r}; the corpus has {len(corpus)} documents")
+    row = corpus.row(name)
+    return corpus.table["text"][row].as_py(), corpus.table["title"][row].as_py()
 
 
 def _side(name: str, passages: list[Passage]) -> dict[str, object]:

@@ -8,8 +8,8 @@
 | labeled-list | anchor, documents, labels | scores in place of labels |
 | margins | anchor, positive, negative, label: the teacher's margin | |
 
-Triplets and n-tuples have one row per positive; a labeled list has all positives of its query. A query with fewer than n
-negatives has no n-tuple. Files end in .parquet or .jsonl.
+Triplets and n-tuples have one row per positive; a labeled list has all positives of its query. A query with fewer than
+n negatives has no n-tuple. Files end in .parquet or .jsonl.
 """
 
 from __future__ import annotations

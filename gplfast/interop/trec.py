@@ -104,6 +104,6 @@ def _columns(path: Path, n: int, form: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _word(name: str) -> str:
-    if not name or len(name.split()) != 1 or name.split()[0] != name:
+    if name.split() != [name]:
         raise DataError(f"id {name!r} is empty or has a space, which a TREC run cannot hold; rename it")
     return name
