@@ -1,6 +1,6 @@
 """DPR's training data: a JSON list of questions with contexts; Contriever, Spider and AugTriever read it too.
 
-`{question, answers, positive_ctxs, negative_ctxs, hard_negative_ctxs}`; a context is `{title, text, passage_id, score}`.
+`{question, answers, positive_ctxs, negative_ctxs, hard_negative_ctxs}`, a context `{title, text, passage_id, score}`.
 Mined documents are hard negatives; `negative_ctxs` stay empty and `answers` too, as there are none. DPR reads a `.json`
 list; a file that ends in .jsonl is written and read line by line.
 """
