@@ -19,6 +19,8 @@ from gplfast.settings import Checked, coerce, field_types, setting
 from gplfast.settings_file import read_settings_file
 
 _PROVIDERS, _PRECISIONS = ("auto", "cpu", "openvino", "cuda"), ("auto", "fp32", "bf16", "int8")
+# Candidates per negative that are searched when a filter is on.
+_OVERFETCH = 4
 _ACTIVATIONS = ("identity", "sigmoid", "softmax", "default")
 
 
@@ -68,6 +70,75 @@ class MineConfig(Checked):
     exclude_duplicates: bool = setting(True, "also exclude passages with the same text as the positive")
     round_trip_top: int = setting(0, "skip queries whose passage is in no retriever's best so many (0: none)", low=0)
     batch_size: int = setting(AUTO, "texts per batch at most (0: as many as fit by tokens)", low=0, output=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterConfig(Checked):
+    """Which mined candidates are no negatives, in the order of these settings; see docs/filters.md."""
+
+    candidates: int = setting(
+        0, "candidates searched per query and retriever when a filter is on (0: 4 x negatives)", low=0, added=True
+    )
+    min_score: float | None = setting(None, "drop lower scores of the retriever", added=True)
+    max_score: float | None = setting(None, "drop higher scores of the retriever", added=True)
+    absolute_margin: float | None = setting(
+        None, "drop where score + this > the query's lowest positive's score (NV-Retriever: 0.05)", added=True
+    )
+    relative_margin: float | None = setting(
+        None, "drop where score > p - this x |p|, p the lowest positive's score (NV-Retriever: 0.05)", added=True
+    )
+    scored: tuple[str, ...] = setting(
+        (), "retrievers, by the name of their column, that the four limits above are for (none: all)", added=True
+    )
+    function: str = setting(
+        "", "a function of your own, file.py:name; the file is run as a program: name no file you do not trust", added=True
+    )
+    near_positive: float = setting(
+        1.0, "drop where the cosine to a positive's embedding is above this (1: off; negminer: 0.95)", low=-1.0, high=1.0, added=True
+    )
+    denoise: float = setting(
+        1.0, "drop what the teacher gives a probability above this (1: off; RocketQA: 0.1)", low=0.0, high=1.0, added=True
+    )
+    teacher_margin: float | None = setting(
+        None, "drop where the lowest positive's teacher score - the candidate's <= this (negminer: 0.05)", added=True
+    )
+    near_negative: float = setting(
+        1.0, "drop where the cosine to a kept negative before it is above this (1: off; negminer: 0.95)", low=-1.0, high=1.0,
+        added=True,
+    )
+    pseudo_positive: float = setting(
+        1.0, "list what the teacher gives a probability above this (1: off; RocketQA: 0.9), no negative either", low=0.0,
+        high=1.0, added=True,
+    )
+    audit: int = setting(
+        0, "queries whose negatives the teacher reads to estimate the share of false ones (0: none)", low=0, output=False
+    )
+
+    @property
+    def by_score(self) -> dict[str, float | None]:
+        """The limits of the retriever's score, by name."""
+        names = ("min_score", "max_score", "absolute_margin", "relative_margin")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def by_teacher(self) -> bool:
+        """Whether the teacher reads candidates."""
+        return self.denoise < 1.0 or self.pseudo_positive < 1.0 or self.teacher_margin is not None
+
+    @property
+    def by_vector(self) -> bool:
+        """Whether embeddings of passages are compared."""
+        return self.near_positive < 1.0 or self.near_negative < 1.0
+
+    @property
+    def on(self) -> bool:
+        """Whether any filter is."""
+        limited = any(limit is not None for limit in self.by_score.values())
+        return limited or bool(self.function) or self.by_teacher or self.by_vector
+
+    def n_candidates(self, n_negatives: int) -> int:
+        """How many candidates are searched for so many negatives."""
+        return max(n_negatives, self.candidates or _OVERFETCH * n_negatives) if self.on else n_negatives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,13 +238,14 @@ class RunConfig(Checked):
     input: InputConfig = dataclasses.field(default_factory=InputConfig)
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
     mine: MineConfig = dataclasses.field(default_factory=MineConfig)
+    filter: FilterConfig = dataclasses.field(default_factory=FilterConfig)
     label: LabelConfig = dataclasses.field(default_factory=LabelConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     genq: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
 
 
-SECTIONS: tuple[str, ...] = ("input", "generate", "mine", "label", "train", "genq", "evaluate")
+SECTIONS: tuple[str, ...] = ("input", "generate", "mine", "filter", "label", "train", "genq", "evaluate")
 
 # What a student is: given for GPL's alone it holds for GenQ's too, so that the two are compared on equal terms.
 OF_THE_STUDENT = ("base", "similarity", "pooling", "max_seq_length", "precision")
@@ -221,12 +293,29 @@ def check(config: RunConfig) -> RunConfig:
         )
     if len(set(mine.retrievers)) != len(mine.retrievers):
         raise ConfigError(f"[mine] retrievers names one twice: {', '.join(mine.retrievers)}")
+    _check_filter(config)
     if train.rescale_range and not (
         len(train.rescale_range) == 2 and train.rescale_range[0] <= 0 <= train.rescale_range[1]
     ):
         given = ", ".join(str(value) for value in train.rescale_range)
         raise ConfigError(f"[train] rescale_range is ({given}) but must be two numbers, minimum <= 0 <= maximum")
     return config
+
+
+def _check_filter(config: RunConfig) -> None:
+    wanted, retrievers = config.filter, config.mine.retrievers
+    if wanted.by_vector and set(retrievers) == {"bm25"}:
+        raise ConfigError(
+            "[filter] near_positive and near_negative compare embeddings but [mine] retrievers has only bm25; add a "
+            "bi-encoder"
+        )
+    if (wanted.denoise < 1.0 or wanted.pseudo_positive < 1.0) and config.label.activation == "default":
+        raise ConfigError(
+            "[filter] denoise and pseudo_positive compare probabilities but [label] activation is default, which may "
+            "be one or not; name it: identity, sigmoid or softmax"
+        )
+    if wanted.function and not all(wanted.function.rpartition(":")[::2]):
+        raise ConfigError(f"[filter] function is {wanted.function!r} but must be file.py:name")
 
 
 def _same_student(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gplfast import config as settings
 from gplfast.errors import ConfigError
-from gplfast.settings import coerce, field_types
+from gplfast.settings import coerce, field_types, value_type
 
 if typing.TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +19,12 @@ _ALL: tuple[str, ...] = ()
 _SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "run": dict.fromkeys(settings.SECTIONS, _ALL),
     "generate": {"input": _ALL, "generate": _ALL},
-    "mine": {"input": _ALL, "mine": _ALL},
+    "mine": {
+        "input": _ALL,
+        "mine": _ALL,
+        "filter": _ALL,
+        "label": ("model", "max_seq_length", "activation", "relevance_label", "nan", "batch_size"),
+    },
     "label": {"input": _ALL, "label": _ALL, "train": ("steps", "visits_per_query", "max_steps", "batch_size")},
     "train": {"input": _ALL, "train": _ALL, "genq": _ALL},
     "evaluate": {
@@ -35,7 +40,7 @@ _SERVED = ("provider", "precision")
 _GENERAL = {
     "run": ("seed", "threads", "loss", *_SERVED),
     "generate": ("seed", "threads", *_SERVED),
-    "mine": ("threads", *_SERVED),
+    "mine": ("seed", "threads", *_SERVED),
     "label": ("seed", "threads", *_SERVED),
     "train": ("seed", "threads", "loss"),
     "evaluate": ("seed", "threads", *_SERVED),
@@ -113,7 +118,7 @@ def _refuse_unused(arguments: argparse.Namespace, given: Iterable[str], config: 
         unused["genq"] = "loss is margin-mse, which trains no [genq]; add --loss both (or mnrl)"
     if arguments.name == "run":
         if config.loss == "mnrl":
-            unused["mine"] = unused["label"] = "loss is mnrl, which needs no negatives and no margins"
+            unused["mine"] = unused["filter"] = unused["label"] = "loss is mnrl, which needs no negatives and no margins"
             unused["train"] = "loss is mnrl, which trains [genq]; give the flag that starts with --genq-"
         if not arguments.evaluate:
             unused["evaluate"] = "nothing is evaluated; add --evaluate"
@@ -135,7 +140,7 @@ def given_settings(arguments: argparse.Namespace, section: str) -> Mapping[str, 
 
 
 def _add_flag(group: Any, flags: list[str], target: str, item: dataclasses.Field[Any], owner: type[Any]) -> None:
-    kind = field_types(owner)[item.name]
+    kind = value_type(field_types(owner)[item.name])
     options: dict[str, Any] = {"dest": f"set:{target}", "default": argparse.SUPPRESS}
     options["help"] = item.metadata["help"].replace("%", "%%")
     if kind is bool:

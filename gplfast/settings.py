@@ -64,12 +64,21 @@ def field_types(section: type[Any]) -> dict[str, Any]:
     return typing.get_type_hints(section)
 
 
+def value_type(kind: Any) -> Any:
+    """The type of a setting's values; of one that may be None (not set) the other one."""
+    others = [part for part in typing.get_args(kind) if part is not type(None)]
+    return others[0] if type(None) in typing.get_args(kind) else kind
+
+
 def coerce(item: dataclasses.Field[Any], kind: Any, value: Any, where: str) -> Any:
     """Check one value against its field; lists become tuples, whole numbers become floats where a float is due.
 
     Raises:
         ConfigError: Wrong type, not among the choices, or out of range.
     """
+    if value is None and type(None) in typing.get_args(kind):
+        return None
+    kind = value_type(kind)
     if typing.get_origin(kind) is tuple:
         element = typing.get_args(kind)[0]
         parts = value if isinstance(value, (list, tuple)) else [value]
