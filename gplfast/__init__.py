@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gplfast import errors
 
 if TYPE_CHECKING:
+    from gplfast.exports import mine_labelled
     from gplfast.ops import Dedup, Gram, Hits, Index, Margins, dedup, gram, margins, merge_hits, search
     from gplfast.pipeline import adapt
     from gplfast.steps import evaluate, generate, label, mine, train
@@ -34,6 +35,7 @@ __all__ = [
     "margins",
     "merge_hits",
     "mine",
+    "mine_labelled",
     "search",
     "train",
 ]
@@ -54,6 +56,7 @@ _HOME = {
     "generate": "gplfast.steps",
     "label": "gplfast.steps",
     "mine": "gplfast.steps",
+    "mine_labelled": "gplfast.exports",
     "train": "gplfast.steps",
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from gplfast import config as settings
 from gplfast.errors import ConfigError
+from gplfast.labelled_settings import LabelledConfig
 from gplfast.settings import coerce, field_types, value_type
 
 if typing.TYPE_CHECKING:
@@ -34,7 +35,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "train": ("base", "similarity", "pooling"),
     },
     "ask": {"input": _ALL},
-    "export": {"input": _ALL},
+    "export": {"input": _ALL, "label": ("model", "max_seq_length", "activation", "relevance_label", "batch_size")},
 }
 _SERVED = ("provider", "precision")
 _GENERAL = {
@@ -45,15 +46,19 @@ _GENERAL = {
     "train": ("seed", "threads", "loss"),
     "evaluate": ("seed", "threads", *_SERVED),
     "ask": ("threads", *_SERVED),
-    "export": (),
+    "export": ("threads", *_SERVED),
 }
-# Flags of `gplfast run` that name a setting in fewer words.
+# Flags of a command that name a setting in fewer words.
 _ALIASES = {
-    "--generator": "generate.model",
-    "--retrievers": "mine.retrievers",
-    "--teacher": "label.model",
-    "--student": "train.base",
-    "--similarity": "train.similarity",
+    "run": {
+        "--generator": "generate.model",
+        "--retrievers": "mine.retrievers",
+        "--teacher": "label.model",
+        "--student": "train.base",
+        "--similarity": "train.similarity",
+    },
+    "mine": {"--encoder": "mine.retrievers", "--teacher": "label.model"},
+    "export": {"--teacher": "label.model"},
 }
 
 
@@ -76,30 +81,57 @@ def add_settings(command: argparse.ArgumentParser, name: str) -> None:
             # A command of one step has its settings without the step's name too.
             if section == name and f"--{long}" not in taken:
                 flags.insert(0, f"--{long}")
-            flags += [alias for alias, meant in _ALIASES.items() if meant == target and name == "run"]
+            flags += [alias for alias, meant in _ALIASES.get(name, {}).items() if meant == target]
             _add_flag(group, flags, target, item, kind)
 
 
-def read_settings(arguments: argparse.Namespace) -> settings.RunConfig:
+def add_labelled(command: argparse.ArgumentParser) -> None:
+    """Add the flags of `LabelledConfig`."""
+    group = command.add_argument_group("settings for labelled queries (--queries or --qrels)")
+    for item in dataclasses.fields(LabelledConfig):
+        _add_flag(group, [f"--{item.name.replace('_', '-')}"], f"labelled.{item.name}", item, LabelledConfig)
+
+
+def read_labelled(arguments: argparse.Namespace, base: Mapping[str, Any]) -> LabelledConfig:
+    """The settings for labelled queries: `base`, flags.
+
+    Raises:
+        ConfigError: A setting that is out of range.
+    """
+    return LabelledConfig(**{**base, **given_settings(arguments, "labelled")})
+
+
+def read_settings(
+    arguments: argparse.Namespace, base: Mapping[str, Mapping[str, Any]] | None = None
+) -> settings.RunConfig:
     """The settings of a command: preset, file, flags.
+
+    Args:
+        arguments: What was given.
+        base: Settings by section in place of the file's.
 
     Raises:
         ConfigError: A setting that is unknown or out of range, or one given by flag that would have no effect.
     """
     preset = getattr(arguments, "preset", None)
-    given = {name.removeprefix("set:"): value for name, value in vars(arguments).items() if name.startswith("set:")}
-    overrides: dict[str, Any] = {}
+    given = {
+        name.removeprefix("set:"): value
+        for name, value in vars(arguments).items()
+        if name.startswith("set:") and not name.startswith("set:labelled.")
+    }
+    overrides: dict[str, Any] = {section: dict(values) for section, values in (base or {}).items()}
+    file = arguments.config if base is None else None
     for target, value in given.items():
         section, _, name = target.rpartition(".")
         kind = field_types(settings.RunConfig)[section] if section else settings.RunConfig
         item = next(field for field in dataclasses.fields(kind) if field.name == name)
         checked = coerce(item, field_types(kind)[name], value, flag_of(target))
         (overrides.setdefault(section, {}) if section else overrides)[name] = checked
-    config = settings.load_config(arguments.config, preset=preset, overrides=overrides)
+    config = settings.load_config(file, preset=preset, overrides=overrides)
     if arguments.name == "train" and config.loss != "margin-mse":
         # `gplfast train --steps` means the student that is trained, whatever named the loss.
         overrides["genq"] = {**overrides.get("train", {}), **overrides.get("genq", {})}
-        config = settings.load_config(arguments.config, preset=preset, overrides=overrides)
+        config = settings.load_config(file, preset=preset, overrides=overrides)
     _refuse_unused(arguments, given, config)
     return config
 
@@ -118,7 +150,9 @@ def _refuse_unused(arguments: argparse.Namespace, given: Iterable[str], config: 
         unused["genq"] = "loss is margin-mse, which trains no [genq]; add --loss both (or mnrl)"
     if arguments.name == "run":
         if config.loss == "mnrl":
-            unused["mine"] = unused["filter"] = unused["label"] = "loss is mnrl, which needs no negatives and no margins"
+            unused["mine"] = unused["filter"] = unused["label"] = (
+                "loss is mnrl, which needs no negatives and no margins"
+            )
             unused["train"] = "loss is mnrl, which trains [genq]; give the flag that starts with --genq-"
         if not arguments.evaluate:
             unused["evaluate"] = "nothing is evaluated; add --evaluate"

@@ -1,42 +1,37 @@
-"""Mining for labelled data: queries with judgements instead of generated ones, from files to files of other tools."""
+"""Mining for labelled data: queries with judgements in place of generated ones."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import logging
-import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gplfast.config import RunConfig, load_config
-from gplfast.errors import ConfigError, DataError
-from gplfast.interop import formats, negminer
-from gplfast.labelled_settings import LabelledConfig
+from gplfast.errors import DataError
 from gplfast.mining import dense
 from gplfast.mining.lists import from_sequences
 from gplfast.mining.scoring import PairScorer, teacher_identity
-from gplfast.pipeline import Pipeline, as_config
+from gplfast.pipeline import Pipeline
 from gplfast.report import BM25
 from gplfast.stages import candidates
 from gplfast.store.corpus import load_queries
 from gplfast.store.labelled import LabelledQueries
 from gplfast.store.manifest import Manifest
-from gplfast.store.mined import Mined, Vectors
+from gplfast.store.mined import Vectors
 from gplfast.store.qrels import load_qrels
 from gplfast.store.scores import ScoreStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from gplfast.artifacts import Report
+    from gplfast.config import RunConfig
+    from gplfast.labelled_settings import LabelledConfig
     from gplfast.stages.candidates import Judged
-    from gplfast.steps import CorpusSource
-    from gplfast.store.qrels import Qrels
+    from gplfast.store.mined import Mined
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +86,9 @@ class Labelled(Pipeline):
         split, unknown = self.labelled.split, self.labelled.allow_unknown
         qrels = load_qrels(self._qrels(), split, self.corpus, found, allow_unknown=unknown)
         rows = self._rows_by_id()
-        ids, positives, judged, grades = [], [], [], []
+        ids: list[str] = []
+        grades: list[int] = []
+        positives, judged = [], []
         for query, docs in qrels.items():
             own = _ordered(docs, rows, judged=self.labelled.judged)
             if found.has(query) and any(grade > 0 for grade in own.values()):
@@ -118,7 +115,7 @@ class Labelled(Pipeline):
             rows.setdefault(name, []).append(row)
         return rows
 
-    def _folder(self, given: str | Path | None, what: str) -> Any:
+    def _folder(self, given: str | Path | None, what: str) -> str | Path:
         if given is not None:
             return given
         if not isinstance(self.sources.corpus, (str, Path)):
@@ -177,9 +174,9 @@ class Labelled(Pipeline):
         queries, judged = self._judged_queries
         negatives = self.step("mine")
         logger.info("%s", self.describe("mine"))
-        dense_names = [short for short, name in self.retrievers().items() if name != BM25]
-        vectors = self._vectors(queries, dense_names[0]) if dense_names else None
-        models = {name: self._retriever_fingerprints()[name] for name in dense_names[:1]}
+        encoder = next((short for short, name in self.retrievers().items() if name != BM25), None)
+        vectors = None if encoder is None else self._vectors(queries, encoder)
+        models = {} if encoder is None else {"encoder": self._retriever_fingerprints()[encoder]}
         wanted = candidates.manifest(
             {
                 "corpus": self.corpus.fingerprint,
@@ -230,85 +227,11 @@ def scorer(pipeline: Pipeline) -> PairScorer:
     )
 
 
-def rule(given: LabelledConfig) -> negminer.Rule | None:
-    """What the settings keep of the candidates; None where they keep all."""
-    off = given.dup_threshold >= 1.0 and given.pos_neg_threshold is None and given.pos_threshold is None
-    if off and not given.keep:
-        return None
-    return negminer.Rule(given.dup_threshold, given.pos_neg_threshold, given.pos_threshold, given.keep)
+def _ordered(docs: Mapping[str, int], rows: Mapping[str, list[int]], *, judged: bool) -> dict[int, int]:
+    """Row to grade: positives in the order of the judgements, then the others that are judged, when wanted.
 
-
-def run(pipeline: Labelled, names: Sequence[str], output: Path | None) -> tuple[Mined, list[Path]]:
-    """Mine, and write the formats into a folder; returns what was kept and the files."""
-    mined, given = pipeline.candidates(), pipeline.labelled
-    found = rule(given)
-    kept, dropped = (mined, {}) if found is None else negminer.apply(found, mined, threads=pipeline.config.threads)
-    for name, counts in dropped.items():
-        logger.info("%s: %d", name.replace("_", " "), counts.sum())
-    if output is None:
-        return kept, []
-    written = formats.Output(
-        mined, kept, dropped, given.doc_doc_cos, given.scores, given.file_type, negatives=given.keep
-    )
-    return kept, formats.write(names, output, written)
-
-
-def mine_labelled(
-    corpus: CorpusSource,
-    queries: str | Path | None = None,
-    qrels: str | Path | None = None,
-    *,
-    encoder: str | Sequence[str] | None = None,
-    teacher: str | None = None,
-    output: str | Path | None = None,
-    formats: Sequence[str] = ("negminer",),
-    work: str | Path | None = None,
-    labelled: LabelledConfig | Mapping[str, Any] | None = None,
-    preset: str | None = None,
-    config: RunConfig | Mapping[str, Any] | str | Path | None = None,
-    report: Report | None = None,
-) -> Mined:
-    """Hard negatives for queries with known positives, and files for other tools: what negminer does, in one call.
-
-    Queries with a positive are searched, their positives left out inside the search; all candidates get cosines and,
-    with a teacher, its scores. A second call with the same work directory goes on where the first was interrupted.
-
-    Args:
-        corpus: A BEIR folder, a folder of text files, a table file, an Arrow table or a list of texts.
-        queries: A file or BEIR folder of queries; by default the corpus' folder.
-        qrels: A file of judgements, or a folder with qrels/<split>.tsv; by default beside the queries.
-        encoder: Bi-encoders (directory, hub name, nano:student) or "bm25", one or several; by default the preset's.
-        teacher: Cross-encoder that scores every candidate; by default none does.
-        output: Folder for the files; by default none are written.
-        formats: Names of `gplfast.interop.formats.FORMATS`.
-        work: Directory of embeddings, scores and artifacts. By default "work" in `output`, or without that a temporary
-            one, which is removed at the end.
-        labelled: Settings beside those of a run, see `LabelledConfig`.
-        preset: As of `adapt`.
-        config: As of `adapt`.
-        report: Called with (what, done, all) as work goes on.
-
-    Returns:
-        The queries with what was kept of their candidates: `ids`, `texts`, `positives`, `negatives`, `scores`.
-
-    Raises:
-        GplfastError: One of its children; the message says what to do.
+    A passage that is not in the corpus (it is empty) has no row.
     """
-    settings = as_config(config, preset)
-    if encoder is not None:
-        names = (encoder,) if isinstance(encoder, str) else tuple(encoder)
-        settings = dataclasses.replace(settings, mine=dataclasses.replace(settings.mine, retrievers=names))
-    if teacher is not None:
-        settings = dataclasses.replace(settings, label=dataclasses.replace(settings.label, model=teacher))
-    given = labelled if isinstance(labelled, LabelledConfig) else _settings(labelled or {})
-    return mine_files(
-        Sources(corpus, queries, qrels), settings, given, formats, teacher is not None, output, work, report=report
-    )[0]
-
-
-def _settings(values: Mapping[str, Any]) -> LabelledConfig:
-    known = {item.name for item in dataclasses.fields(LabelledConfig)}
-    for name in values:
-        if name not in known:
-            raise ConfigError(f"labelled: {name} is not a setting; there is {', '.join(sorted(known))}")
-    return LabelledConfig(**values)
+    graded = [(row, grade) for name, grade in docs.items() for row in rows.get(name, ())]
+    positives = {row: grade for row, grade in graded if grade > 0}
+    return positives | ({row: grade for row, grade in graded if grade <= 0} if judged else {})

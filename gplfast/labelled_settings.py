@@ -7,6 +7,21 @@ import dataclasses
 from gplfast.settings import Checked, setting
 
 FILE_TYPES = ("parquet", "jsonl")
+# The formats that `gplfast.interop.formats` writes; here because asking for help should not load what writes them.
+FORMATS = (
+    "negminer",
+    "gpl",
+    "sentence-transformers-triplet",
+    "sentence-transformers-n-tuple",
+    "sentence-transformers-labeled-pair",
+    "sentence-transformers-labeled-list",
+    "sentence-transformers-margins",
+    "flag-embedding",
+    "tevatron",
+    "tevatron-legacy",
+    "dpr",
+    "trec",
+)
 
 
 @dataclasses.dataclass(frozen=True)

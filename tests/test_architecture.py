@@ -19,7 +19,7 @@ CSRC = ROOT / "csrc"
 ORDER = [
     ("errors",),  # [0]
     ("preset_settings", "settings", "settings_file"),
-    ("config",),
+    ("config", "labelled_settings"),
     ("store",),  # [1]
     ("ops",),
     ("models", "mining"),  # [2]
@@ -30,7 +30,9 @@ ORDER = [
     ("systems",),
     ("pipeline",),
     ("steps",),
-    ("flags", "progress"),  # [5]
+    ("labelled",),
+    ("exports",),
+    ("flags", "progress", "epilogs"),  # [5]
     ("cli",),
     ("__main__",),
 ]

@@ -12,6 +12,7 @@ import numpy as np
 from gplfast.errors import ConfigError
 from gplfast.interop import dpr, flag_embedding, gpl, negminer, sentence_transformers, tevatron, trec
 from gplfast.interop.examples import examples
+from gplfast.labelled_settings import FORMATS
 from gplfast.store.corpus import Queries
 from gplfast.store.negatives import Negatives, RankedLists
 
@@ -63,7 +64,7 @@ def write(names: Sequence[str], folder: str | Path, output: Output) -> list[Path
     check(names)
     files: list[Path] = []
     for name in dict.fromkeys(names):
-        files += FORMATS[name](Path(folder), output, name)
+        files += _WRITERS[name](Path(folder), output, name)
     return files
 
 
@@ -168,7 +169,7 @@ def _trec(folder: Path, output: Output, _: str) -> list[Path]:
     return [folder / trec.RUN_FILE, folder / trec.QRELS_FILE]
 
 
-FORMATS: dict[str, Callable[[Path, Output, str], list[Path]]] = {
+_WRITERS: dict[str, Callable[[Path, Output, str], list[Path]]] = {
     "negminer": _negminer,
     "gpl": write_gpl,
     **{f"{_ST}{layout}": _sentence_transformers for layout in sentence_transformers.LAYOUTS},

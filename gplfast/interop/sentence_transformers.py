@@ -18,15 +18,20 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from gplfast.errors import ConfigError, DataError
 from gplfast.interop.examples import Example, Passage
 from gplfast.interop.fields import Record, records, write_lines
 from gplfast.store.atomic import atomic_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     import pyarrow as pa
+
+    from gplfast.store.corpus import Corpus
+    from gplfast.store.margins import Margins
 
 Layout = Literal["triplet", "n-tuple", "labeled-pair", "labeled-list", "margins"]
 LAYOUTS: tuple[Layout, ...] = ("triplet", "n-tuple", "labeled-pair", "labeled-list", "margins")
@@ -54,14 +59,34 @@ def write(
     if layout not in LAYOUTS:
         raise ConfigError(f"layout is {layout!r} but must be one of {', '.join(LAYOUTS)}")
     rows = _rows(examples, layout, scores=scores or layout == "margins", negatives=negatives)
-    suffix = Path(path).suffix
-    if suffix == ".jsonl":
-        n = write_lines(path, _not_empty(rows, layout, negatives))
-    elif suffix == ".parquet":
-        n = _write_parquet(path, _not_empty(rows, layout, negatives))
-    else:
-        raise ConfigError(f"{path}: ends in {suffix!r} but must end in .parquet or .jsonl")
-    return n
+    return _write(path, _not_empty(rows, layout, negatives))
+
+
+def write_margins(path: str | Path, corpus: Corpus, queries: Sequence[str], margins: Margins) -> int:
+    """Write the layout "margins" of rows as they are trained on, for MarginMSELoss; returns how many rows.
+
+    Args:
+        path: Ends in .parquet or .jsonl.
+        corpus: The documents.
+        queries: The query texts.
+        margins: The rows.
+
+    Raises:
+        ConfigError: There is no row, or the file's ending is another.
+    """
+
+    def rows() -> Iterator[Row]:
+        for start in range(0, len(margins), _BATCH_ROWS):
+            part = slice(start, start + _BATCH_ROWS)
+            docs, at = np.unique(np.stack([margins.positives[part], margins.negatives[part]]), return_inverse=True)
+            texts, at = corpus.texts(docs), at.reshape(2, -1)
+            for query, positive, negative, margin in zip(
+                margins.queries[part].tolist(), *at.tolist(), margins.margins[part], strict=True
+            ):
+                row = {"anchor": queries[query], "positive": texts[positive], "negative": texts[negative]}
+                yield {**row, "label": float(str(margin))}
+
+    return _write(path, _not_empty(rows(), "margins", 0))
 
 
 def read(path: str | Path) -> Iterator[Example]:
@@ -141,6 +166,15 @@ def _not_empty(rows: Iterator[Row], layout: Layout, negatives: int) -> Iterator[
         raise ConfigError(f"{layout}: no query has a positive and a negative{wanted}")
     yield first
     yield from rows
+
+
+def _write(path: str | Path, rows: Iterator[Row]) -> int:
+    suffix = Path(path).suffix
+    if suffix == ".jsonl":
+        return write_lines(path, rows)
+    if suffix == ".parquet":
+        return _write_parquet(path, rows)
+    raise ConfigError(f"{path}: ends in {suffix!r} but must end in .parquet or .jsonl")
 
 
 def _write_parquet(path: str | Path, rows: Iterator[Row]) -> int:

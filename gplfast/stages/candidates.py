@@ -190,6 +190,18 @@ def _cosines(vectors: Vectors, pairs: Lists, start: int, stop: int, threads: int
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
+def teacher_scores(
+    scorer: PairScorer, corpus: Corpus, texts: Sequence[str], pairs: Lists, report: Report | None
+) -> npt.NDArray[np.float32]:
+    """The teacher's scores of all pairs, float32 (n_pairs,), the texts of a shard of queries in memory."""
+    n, parts = len(texts), []
+    for start in range(0, n, SHARD_QUERIES):
+        stop = min(start + SHARD_QUERIES, n)
+        show = None if report is None else functools.partial(_show, report, range(start, stop), n)
+        parts.append(_scores(scorer, corpus, texts[start:stop], pairs.part(start, stop), show))
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
 def _scores(
     scorer: PairScorer, corpus: Corpus, texts: Sequence[str], pairs: Lists, show: Callable[[int, int], None] | None
 ) -> npt.NDArray[np.float32]:
