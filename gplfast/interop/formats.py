@@ -79,9 +79,9 @@ def check(names: Sequence[str]) -> None:
             raise ConfigError(f"format is {name!r} but must be one of {', '.join(FORMATS)}")
 
 
-def write_gpl(folder: Path, output: Output, _: str = "gpl") -> list[Path]:
+def _gpl(folder: Path, output: Output, name: str) -> list[Path]:
     """GPL's files; with teacher scores every negative is a row of the training data, once with each positive."""
-    mined = output.kept
+    mined, folder = output.kept, folder / name
     queries, positives, negatives = Queries.from_lists(mined.ids, mined.texts), mined.positives, mined.negatives
     files = [folder / name for name in ("corpus.jsonl", gpl.QUERIES_FILE, gpl.QRELS_FILE, gpl.HARD_NEGATIVES_FILE)]
     gpl.write_corpus(files[0], mined.corpus)
@@ -171,7 +171,7 @@ def _trec(folder: Path, output: Output, _: str) -> list[Path]:
 
 _WRITERS: dict[str, Callable[[Path, Output, str], list[Path]]] = {
     "negminer": _negminer,
-    "gpl": write_gpl,
+    "gpl": _gpl,
     **{f"{_ST}{layout}": _sentence_transformers for layout in sentence_transformers.LAYOUTS},
     "flag-embedding": _flag_embedding,
     "tevatron": _tevatron,

@@ -270,6 +270,10 @@ def _decimals(matrix: NDArray[np.float32]) -> bytes:
     import pyarrow.compute as pc
 
     flat = matrix.ravel()
-    words = pa.array(flat, mask=np.isnan(flat)).cast(pa.string()).fill_null("null")
+    words = pa.array(flat, mask=np.isnan(flat)).cast(pa.string())
+    # pyarrow writes 1 for 1.0: a reader that takes the type from the first number would take whole ones.
+    whole = flat == np.trunc(flat)
+    words = pc.replace_with_mask(words, pa.array(whole), pa.array([str(value) for value in flat[whole]], pa.string()))
+    words = words.fill_null("null")
     lists = pa.ListArray.from_arrays(pa.array([0, len(flat)], pa.int32()), words)
     return str(pc.binary_join(lists, ", ")[0].as_py()).encode()
