@@ -16,7 +16,16 @@ EPILOGS: dict[str | None, str] = {
 A run that was killed goes on where it was when it is started again.""",
     "generate": "example:\n  gplfast generate --corpus scifact --work W --queries-per-passage 3",
     "mine": """examples:
-  gplfast mine --corpus scifact --work W --retrievers nano:student bm25       for the generated queries in W
+  gplfast mine --corpus C --work W --retrievers nano:student bm25             the best 50 of each
+  gplfast mine --corpus C --work W --sources dense:50,bm25:25,random:5        a hybrid, each with its number
+  gplfast mine --corpus C --work W --sources dense@10-210:15 --sampling random
+                                                            15 drawn from ranks 10 to 209
+  gplfast mine --corpus C --work W --sources dense@semi-hard:20 gold:5
+                                                            the best below the positive; others' positives
+  gplfast mine --corpus C --work W --sources explicit:10 --explicit own.jsonl
+                                                            {"qid": "genQ1", "neg": ["d7", "d9"]} per line
+  gplfast mine --corpus C --work W --search faiss-hnsw      approximate; its recall is measured and shown
+Every source, with where it comes from: docs/negatives.md.
 Labelled queries, from judgements to files of other tools (see docs/formats.md):
   gplfast mine --corpus scifact --queries scifact --qrels scifact/qrels/train.tsv --encoder nano:student \\
       --teacher nano:teacher --output mined --format negminer sentence-transformers-triplet

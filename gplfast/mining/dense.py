@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 SHARD_ROWS = 2048
 # Rows of queries per call of the search, only so that progress is seen; the answers do not depend on it.
 _SEARCH_ROWS = 2048
+# So few queries are searched without packing the documents first, which would take longer than the search.
+_FEW_ROWS = 64
+
+_METRICS: dict[str, Literal["ip", "cosine"]] = {"cosine": "cosine", "dot": "ip"}
 
 Progress = Callable[[int, int], None]
 Kind = Literal["query", "document"]
@@ -76,7 +80,7 @@ def embed(
     Returns:
         float32 (n_rows, dim), memory-mapped.
     """
-    identity = hashlib.sha256(f"{encoder.fingerprint} {texts_fingerprint} {kind}".encode()).hexdigest()
+    identity = embeddings_identity(encoder, texts_fingerprint, kind)
     store = EmbeddingStore(
         root / identity[:24], identity, encoder.dim, n_rows, shard_rows=SHARD_ROWS, batch_size=batch_size
     )
@@ -90,6 +94,11 @@ def embed(
         values = encoder.encode(texts(rows), kind=kind, batch_size=batch_size, progress=show)
         store.write(shard, np.ascontiguousarray(values, np.float32))
     return store.array()
+
+
+def embeddings_identity(encoder: Encoder, texts_fingerprint: str, kind: Kind) -> str:
+    """What embeddings are known by: sha256 (hex) of the encoder, the texts and the prompt."""
+    return hashlib.sha256(f"{encoder.fingerprint} {texts_fingerprint} {kind}".encode()).hexdigest()
 
 
 def search(
@@ -115,8 +124,11 @@ def search(
     """
     from gplfast import ops
 
-    threads_or_all = threads or None
-    index = ops.Index(docs.shape[1], "cosine" if metric == "cosine" else "ip")
+    threads_or_all, name = threads or None, _METRICS[metric]
+    if 0 < len(queries) <= _FEW_ROWS:
+        few = ops.search(np.ascontiguousarray(queries), docs, k, metric=name, exclude=exclude, threads=threads_or_all)
+        return Ranking(few.scores, few.ids)
+    index = ops.Index(docs.shape[1], name)
     index.add(docs, threads=threads_or_all)
     parts = []
     for start in range(0, len(queries), _SEARCH_ROWS):
@@ -162,9 +174,7 @@ def pair_scores(
     both = np.concatenate([queries[owners], docs[pairs.rows]])  # a copy of these rows only
     indices = np.arange(2 * n, dtype=np.int64).reshape(2, n).T.ravel()
     lists = (2 * np.arange(n + 1, dtype=np.int64), indices)
-    found = ops.gram(
-        both, lists, metric="cosine" if metric == "cosine" else "ip", triangle=True, threads=threads or None
-    )
+    found = ops.gram(both, lists, metric=_METRICS[metric], triangle=True, threads=threads or None)
     return found.values.astype(np.float32, copy=False)
 
 
