@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gplfast import errors
 
 if TYPE_CHECKING:
+    from gplfast.exports import mine_labelled
     from gplfast.mining.user_filter import UserFilter, filter_negatives
     from gplfast.ops import Dedup, Gram, Hits, Index, Margins, dedup, gram, margins, merge_hits, search
     from gplfast.pipeline import adapt
@@ -37,6 +38,7 @@ __all__ = [
     "margins",
     "merge_hits",
     "mine",
+    "mine_labelled",
     "search",
     "train",
 ]
@@ -59,6 +61,7 @@ _HOME = {
     "generate": "gplfast.steps",
     "label": "gplfast.steps",
     "mine": "gplfast.steps",
+    "mine_labelled": "gplfast.exports",
     "train": "gplfast.steps",
 }
 

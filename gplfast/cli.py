@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gplfast.bench import flags
+from gplfast.epilogs import EPILOGS
 from gplfast.errors import ConfigError, GplfastError
-from gplfast.flags import add_settings, flag_of, given_settings, read_settings
+from gplfast.flags import add_labelled, add_settings, flag_of, given_settings, read_labelled, read_settings
+from gplfast.labelled_settings import FORMATS
 from gplfast.preset_settings import PRESETS
 from gplfast.progress import Bars
 
@@ -22,47 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gplfast.pipeline import Pipeline
-
-_EPILOGS = {
-    None: """examples:
-  gplfast run --corpus my_documents/ --work W             adapt a retriever to a folder of .txt and .md files
-  gplfast run --corpus scifact/ --work W --evaluate       ... and measure it on the judged queries in the folder
-  gplfast ask "who are the normans" --model W/train/gpl/model --model nano:student --corpus my_documents/
-  gplfast demo                                            all of it on a bundled collection, about five minutes""",
-    "run": """examples:
-  gplfast run --corpus scifact --preset nano --work W --evaluate
-  gplfast run --corpus scifact --work W --dry-run         what is fresh, what is stale and why
-  gplfast run --corpus scifact --work W --students genq   GenQ: the same queries, MultipleNegativesRanking
-  gplfast run --corpus scifact --work W --students gpl rgpl --evaluate   GPL beside R-GPL, which mines as it trains
-  gplfast run --corpus docs.csv --input-text-column body --work W --config my.toml --train-steps 500
-A run that was killed goes on where it was when it is started again.""",
-    "generate": "example:\n  gplfast generate --corpus scifact --work W --queries-per-passage 3",
-    "mine": """examples:
-  gplfast mine --corpus C --work W --retrievers nano:student bm25             the best 50 of each
-  gplfast mine --corpus C --work W --sources dense:50,bm25:25,random:5        a hybrid, each with its number
-  gplfast mine --corpus C --work W --sources dense@10-210:15 --sampling random
-                                                            15 drawn from ranks 10 to 209
-  gplfast mine --corpus C --work W --sources dense@semi-hard:20 gold:5
-                                                            the best below the positive; others' positives
-  gplfast mine --corpus C --work W --sources explicit:10 --explicit own.jsonl
-                                                            {"qid": "genQ1", "neg": ["d7", "d9"]} per line
-  gplfast mine --corpus C --work W --search faiss-hnsw      approximate; its recall is measured and shown
-Every source, with where it comes from: docs/negatives.md.""",
-    "label": "example:\n  gplfast label --corpus scifact --work W --model cross-encoder/ms-marco-MiniLM-L-6-v2",
-    "train": "example:\n  gplfast train --corpus scifact --work W --learning-rate 1e-4\n"
-    "  gplfast train --corpus scifact --work W --students rgpl",
-    "evaluate": "example:\n  gplfast evaluate --corpus scifact --work W --model other/model --systems bm25 gpl",
-    "ask": 'example:\n  gplfast ask "who are the normans" --model nano:student --model W/train/gpl/model --corpus C',
-    "demo": "example:\n  gplfast demo --work demo",
-    "export": "example:\n  gplfast export --corpus scifact --work W --output gpl_files",
-    "bench": """examples:
-  gplfast bench search --docs 200000 --dim 384 --queries 1 16 4096
-  gplfast bench dedup --embeddings mine.npy --threshold 0.9
-  gplfast bench margins --queries 2000000 --negatives 50
-  gplfast bench score --model nano:teacher --corpus scifact/
-  gplfast bench search --help                             what is measured, what is compared, the columns""",
-    "info": "example:\n  gplfast info",
-}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -99,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(
         prog="gplfast",
         description="Adapt a dense retriever to documents without labels (GPL, R-GPL, GenQ).",
-        epilog=_EPILOGS[None],
+        epilog=EPILOGS[None],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(metavar="command", required=True)
@@ -113,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
             else f"gplfast {name} --corpus C --work W [options]",
             help=text,
             description=text,
-            epilog=_EPILOGS[name],
+            epilog=EPILOGS[name],
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         made.set_defaults(command=command, name=name)
@@ -130,10 +91,10 @@ def parser() -> argparse.ArgumentParser:
     demo = add("demo", "Adapt the bundled models to a bundled collection and show the table.", _demo)
     demo.add_argument("--work", type=Path, default=Path("gplfast-demo"), help="work directory (default gplfast-demo)")
     demo.add_argument("--threads", type=int, default=0, help="CPU threads (0: all cores)")
-    export = add("export", "Write corpus, queries, negatives and margins of a work directory as GPL's files.", _export)
+    export = add("export", "Write queries, negatives and margins of a work directory as files of other tools.", _export)
     _add_corpus(export, work_help="work directory")
+    _add_formats(export, "gpl")
     add_settings(export, "export")
-    export.add_argument("--output", type=Path, required=True, help="folder to write")
     flags.add_commands(
         add("bench", "Time operations and models on your shapes and your machine, beside other libraries.", _bench)
     )
@@ -151,8 +112,9 @@ def _add_pipeline_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "evaluate": "Measure systems on judged queries.",
     }
     for name, text in texts.items():
-        command = add(name, text, {"run": _run, "evaluate": _evaluate}.get(name, _step))
-        _add_corpus(command, work_help="work directory: everything that is made, and where a killed run goes on")
+        command = add(name, text, {"run": _run, "mine": _mine, "evaluate": _evaluate}.get(name, _step))
+        work_help = "work directory: everything that is made, and where a killed run goes on"
+        _add_corpus(command, work_help=work_help, work_required=name != "mine", corpus_required=name != "mine")
         command.add_argument("--preset", choices=sorted(PRESETS), help="settings to start from (default nano)")
         if name in ("run", "evaluate"):
             command.add_argument(
@@ -167,12 +129,29 @@ def _add_pipeline_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
             )
         if name == "evaluate":
             command.add_argument("--model", action="append", default=[], help="another bi-encoder for the table")
+        if name == "mine":
+            command.add_argument("--queries", help="labelled queries: BEIR folder or file (default: the corpus)")
+            command.add_argument(
+                "--qrels", help="judgements: file, or folder with qrels/ (default: beside the queries)"
+            )
+            _add_formats(command, "negminer")
         add_settings(command, name)
+        if name == "mine":
+            add_labelled(command)
 
 
-def _add_corpus(command: argparse.ArgumentParser, *, work_help: str, work_required: bool = True) -> None:
+def _add_formats(command: argparse.ArgumentParser, default: str) -> None:
+    command.add_argument("--output", type=Path, required=default == "gpl", help="folder to write")
+    command.add_argument("--format", nargs="+", metavar="NAME", help=f"{', '.join(FORMATS)} (default {default})")
+
+
+def _add_corpus(
+    command: argparse.ArgumentParser, *, work_help: str, work_required: bool = True, corpus_required: bool = True
+) -> None:
     command.add_argument(
-        "--corpus", required=True, help="BEIR folder, folder of .txt/.md, or .jsonl, .csv, .tsv, .parquet file"
+        "--corpus",
+        required=corpus_required,
+        help="BEIR folder, folder of .txt/.md, or .jsonl, .csv, .tsv, .parquet file",
     )
     command.add_argument("--work", type=Path, required=work_required, help=work_help)
 
@@ -208,6 +187,56 @@ def _step(arguments: argparse.Namespace) -> None:
             for step in steps:
                 pipeline.step(step)
                 print(pipeline.describe(step))
+
+
+def _mine(arguments: argparse.Namespace) -> None:
+    """Of generated queries the step, of labelled ones all that `mine_labelled` does."""
+    from gplfast.interop import negminer_config
+
+    base = None
+    labelled: dict[str, Any] = {}
+    if arguments.config is not None and negminer_config.is_negminer(Path(arguments.config)):
+        found = negminer_config.read_config(Path(arguments.config))
+        for name in ("corpus", "queries", "qrels"):
+            setattr(arguments, name, getattr(arguments, name) or getattr(found, name))
+        arguments.output = arguments.output or Path(found.output)
+        base, labelled = found.run, found.labelled
+    needed = ["corpus"]
+    if arguments.queries is None and arguments.qrels is None:
+        needed.append("work")
+        idle = [name for name in ("output", "format") if getattr(arguments, name) is not None]
+        if idle := idle + list(given_settings(arguments, "labelled")):
+            raise ConfigError(
+                f"--{idle[0].replace('_', '-')} has no effect without --queries or --qrels; generated queries are "
+                "written by `gplfast export`"
+            )
+    else:
+        needed.append("output")
+    if missing := [f"--{name}" for name in needed if getattr(arguments, name) is None]:
+        raise ConfigError(f"mine needs {' and '.join(missing)}; see gplfast mine --help")
+    if "output" not in needed:
+        _step(arguments)
+        return
+    _mine_labelled(arguments, base, labelled)
+
+
+def _mine_labelled(arguments: argparse.Namespace, base: Any, labelled: dict[str, Any]) -> None:
+    from gplfast.exports import mine_files
+    from gplfast.labelled import Sources
+
+    with Bars(quiet=arguments.quiet) as bars:
+        _, files = mine_files(
+            Sources(arguments.corpus, arguments.queries, arguments.qrels),
+            read_settings(arguments, base),
+            read_labelled(arguments, labelled),
+            formats=arguments.format or ["negminer"],
+            output=arguments.output,
+            work=arguments.work,
+            teacher=base is not None or "model" in given_settings(arguments, "label"),
+            report=bars,
+        )
+    for path in files:
+        print(path)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -251,12 +280,14 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from gplfast.exports import export
     from gplfast.pipeline import Pipeline
-    from gplfast.steps import export_gpl
 
-    pipeline = Pipeline(arguments.corpus, arguments.work, read_settings(arguments), alone=True)
-    for path in export_gpl(pipeline, arguments.output):
-        print(path)
+    with Bars(quiet=arguments.quiet) as bars:
+        pipeline = Pipeline(arguments.corpus, arguments.work, read_settings(arguments), report=bars, alone=True)
+        teacher = "model" in given_settings(arguments, "label")
+        for path in export(pipeline, arguments.output, arguments.format or ["gpl"], teacher=teacher):
+            print(path)
 
 
 def _ask(arguments: argparse.Namespace) -> None:

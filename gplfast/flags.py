@@ -9,6 +9,7 @@ from typing import Any
 
 from gplfast import config as settings
 from gplfast.errors import ConfigError
+from gplfast.labelled_settings import LabelledConfig
 from gplfast.positive_settings import read_by
 from gplfast.settings import coerce, field_types, value_type
 
@@ -42,7 +43,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "train": ("base", "similarity", "pooling"),
     },
     "ask": {"input": _ALL},
-    "export": {"input": _ALL},
+    "export": {"input": _ALL, "label": ("model", "max_seq_length", "activation", "relevance_label", "batch_size")},
 }
 _SERVED = ("provider", "precision")
 _GENERAL = {
@@ -53,15 +54,19 @@ _GENERAL = {
     "train": ("seed", "threads", "students", "provider"),
     "evaluate": ("seed", "threads", *_SERVED),
     "ask": ("threads", *_SERVED),
-    "export": (),
+    "export": ("threads", *_SERVED),
 }
-# Flags of `gplfast run` that name a setting in fewer words.
+# Flags of a command that name a setting in fewer words.
 _ALIASES = {
-    "--generator": "generate.model",
-    "--retrievers": "mine.retrievers",
-    "--teacher": "label.model",
-    "--student": "train.base",
-    "--similarity": "train.similarity",
+    "run": {
+        "--generator": "generate.model",
+        "--retrievers": "mine.retrievers",
+        "--teacher": "label.model",
+        "--student": "train.base",
+        "--similarity": "train.similarity",
+    },
+    "mine": {"--encoder": "mine.retrievers", "--teacher": "label.model"},
+    "export": {"--teacher": "label.model"},
 }
 
 
@@ -84,30 +89,57 @@ def add_settings(command: argparse.ArgumentParser, name: str) -> None:
             # A command of one step has its settings without the step's name too.
             if section == name and f"--{long}" not in taken:
                 flags.insert(0, f"--{long}")
-            flags += [alias for alias, meant in _ALIASES.items() if meant == target and name == "run"]
+            flags += [alias for alias, meant in _ALIASES.get(name, {}).items() if meant == target]
             _add_flag(group, flags, target, item, kind)
 
 
-def read_settings(arguments: argparse.Namespace) -> settings.RunConfig:
+def add_labelled(command: argparse.ArgumentParser) -> None:
+    """Add the flags of `LabelledConfig`."""
+    group = command.add_argument_group("settings for labelled queries (--queries or --qrels)")
+    for item in dataclasses.fields(LabelledConfig):
+        _add_flag(group, [f"--{item.name.replace('_', '-')}"], f"labelled.{item.name}", item, LabelledConfig)
+
+
+def read_labelled(arguments: argparse.Namespace, base: Mapping[str, Any]) -> LabelledConfig:
+    """The settings for labelled queries: `base`, flags.
+
+    Raises:
+        ConfigError: A setting that is out of range.
+    """
+    return LabelledConfig(**{**base, **given_settings(arguments, "labelled")})
+
+
+def read_settings(
+    arguments: argparse.Namespace, base: Mapping[str, Mapping[str, Any]] | None = None
+) -> settings.RunConfig:
     """The settings of a command: preset, file, flags.
+
+    Args:
+        arguments: What was given.
+        base: Settings by section in place of the file's.
 
     Raises:
         ConfigError: A setting that is unknown or out of range, or one given by flag that would have no effect.
     """
     preset = getattr(arguments, "preset", None)
-    given = {name.removeprefix("set:"): value for name, value in vars(arguments).items() if name.startswith("set:")}
-    overrides: dict[str, Any] = {}
+    given = {
+        name.removeprefix("set:"): value
+        for name, value in vars(arguments).items()
+        if name.startswith("set:") and not name.startswith("set:labelled.")
+    }
+    overrides: dict[str, Any] = {section: dict(values) for section, values in (base or {}).items()}
+    file = arguments.config if base is None else None
     for target, value in given.items():
         section, _, name = target.rpartition(".")
         kind = field_types(settings.RunConfig)[section] if section else settings.RunConfig
         item = next(field for field in dataclasses.fields(kind) if field.name == name)
         checked = coerce(item, field_types(kind)[name], value, flag_of(target))
         (overrides.setdefault(section, {}) if section else overrides)[name] = checked
-    config = settings.load_config(arguments.config, preset=preset, overrides=overrides)
+    config = settings.load_config(file, preset=preset, overrides=overrides)
     if arguments.name == "train" and "genq" in config.students:
         # `gplfast train --steps` means the student that is trained, whatever named it.
         overrides["genq"] = {**overrides.get("train", {}), **overrides.get("genq", {})}
-        config = settings.load_config(arguments.config, preset=preset, overrides=overrides)
+        config = settings.load_config(file, preset=preset, overrides=overrides)
     _refuse_unused(arguments, given, config)
     return config
 

@@ -20,7 +20,7 @@ ORDER = [
     ("errors",),  # [0]
     ("preset_settings", "settings", "settings_file"),
     ("filter_settings", "loss_settings", "positive_settings"),
-    ("config",),
+    ("config", "labelled_settings"),
     ("store",),  # [1]
     ("ops",),
     ("models", "mining"),  # [2]
@@ -32,7 +32,9 @@ ORDER = [
     ("remining",),
     ("pipeline",),
     ("steps",),
-    ("flags", "progress"),  # [5]
+    ("labelled",),
+    ("exports",),
+    ("flags", "progress", "epilogs"),  # [5]
     ("cli",),
     ("__main__",),
 ]

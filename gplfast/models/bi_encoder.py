@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import json
 from typing import TYPE_CHECKING, Any, Literal
 
 from gplfast.errors import ConfigError, ModelError
@@ -94,6 +96,24 @@ class BiEncoder:
         trial = calibration.Calibration("bi-encoder", start, _embed_items, calibration.overlap_gate)
         found = candidates(provider, precision)
         return trial.open(found, REFERENCE, root, threads, gated=is_open(precision))
+
+    def reading(self, *, query_prompt: str = "", doc_prompt: str = "", max_tokens: int = 0) -> BiEncoder:
+        """The same model with other prompts or a shorter window; its fingerprint says so.
+
+        Args:
+            query_prompt: In place of the model's own; "" keeps that.
+            doc_prompt: Likewise, before documents.
+            max_tokens: Of a text with its prompt; 0, or more than the model reads: as it is.
+        """
+        given = {kind: text for kind, text in (("query", query_prompt), ("document", doc_prompt)) if text}
+        shorter = max_tokens if 0 < max_tokens < self.max_tokens else 0
+        if not given and not shorter:
+            return self
+        other = copy.copy(self)
+        other.prompts = {**self.prompts, **given}
+        other.max_tokens = shorter or self.max_tokens
+        other.fingerprint = f"{self.fingerprint} {json.dumps([sorted(given.items()), shorter])}"
+        return other
 
     def encode(
         self,

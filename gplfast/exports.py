@@ -1,0 +1,189 @@
+"""Files of other tools: mined for labelled queries in one call, or exported from a work directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gplfast.errors import ConfigError
+from gplfast.interop import negminer, sentence_transformers
+from gplfast.interop.formats import Output, check, write
+from gplfast.labelled import Labelled, Sources, scorer
+from gplfast.labelled_settings import LabelledConfig
+from gplfast.pipeline import Pipeline, as_config
+from gplfast.stages import candidates
+from gplfast.steps import export_gpl
+from gplfast.store.mined import Mined
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gplfast.artifacts import Report
+    from gplfast.config import RunConfig
+    from gplfast.mining.scoring import PairScorer
+    from gplfast.steps import CorpusSource
+
+logger = logging.getLogger(__name__)
+_MARGINS = "sentence-transformers-margins"
+
+
+def rule(given: LabelledConfig) -> negminer.Rule | None:
+    """What the settings keep of the candidates; None where they keep all."""
+    off = given.dup_threshold >= 1.0 and given.pos_neg_threshold is None and given.pos_threshold is None
+    if off and not given.keep:
+        return None
+    return negminer.Rule(given.dup_threshold, given.pos_neg_threshold, given.pos_threshold, given.keep)
+
+
+def mine_files(
+    sources: Sources,
+    config: RunConfig,
+    labelled: LabelledConfig,
+    *,
+    formats: Sequence[str],
+    output: str | Path | None,
+    work: str | Path | None,
+    teacher: bool,
+    report: Report | None = None,
+) -> tuple[Mined, list[Path]]:
+    """What `mine_labelled` does; returns what was kept and the files."""
+    check(formats)
+    with ExitStack() as stack:
+        if work is None and output is not None:
+            work = Path(output) / "work"
+            logger.info("%s: embeddings and scores, for another run; delete it when done", work)
+        elif work is None:
+            work = stack.enter_context(tempfile.TemporaryDirectory())
+        pipeline = Labelled(sources, work, config, labelled, teacher=teacher, report=report)
+        pipeline.check_labelled()  # before the work directory is made
+        stack.enter_context(pipeline.work)
+        mined, found = pipeline.candidates(), rule(labelled)
+        kept, dropped = (mined, {}) if found is None else negminer.apply(found, mined, threads=config.threads)
+        for name, counts in dropped.items():
+            logger.info("%s: %d", name.replace("_", " "), counts.sum())
+        if output is None:
+            return kept, []
+        given = Output(
+            mined, kept, dropped, labelled.doc_doc_cos, labelled.scores, labelled.file_type, negatives=labelled.keep
+        )
+        return kept, write(formats, output, given)
+
+
+def mine_labelled(
+    corpus: CorpusSource,
+    queries: str | Path | None = None,
+    qrels: str | Path | None = None,
+    *,
+    encoder: str | Sequence[str] | None = None,
+    teacher: str | None = None,
+    output: str | Path | None = None,
+    formats: Sequence[str] = ("negminer",),
+    work: str | Path | None = None,
+    labelled: LabelledConfig | Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    config: RunConfig | Mapping[str, Any] | str | Path | None = None,
+    report: Report | None = None,
+) -> Mined:
+    """Hard negatives for queries with known positives, and files for other tools: what negminer does, in one call.
+
+    Queries with a positive are searched, their positives left out inside the search; all candidates get cosines and,
+    with a teacher, its scores. A second call with the same work directory goes on where the first was interrupted.
+
+    Args:
+        corpus: A BEIR folder, a folder of text files, a table file, an Arrow table or a list of texts.
+        queries: A file or BEIR folder of queries; by default the corpus' folder.
+        qrels: A file of judgements, or a folder with qrels/<split>.tsv; by default beside the queries.
+        encoder: Bi-encoders (directory, hub name, nano:student) or "bm25", one or several; by default the preset's.
+        teacher: Cross-encoder that scores every candidate; by default none does.
+        output: Folder for the files; by default none are written.
+        formats: Names of `gplfast.interop.formats.FORMATS`.
+        work: Directory of embeddings, scores and artifacts. By default "work" in `output`, or without that a temporary
+            one, which is removed at the end.
+        labelled: Settings beside those of a run, see `LabelledConfig`.
+        preset: As of `adapt`.
+        config: As of `adapt`.
+        report: Called with (what, done, all) as work goes on.
+
+    Returns:
+        The queries with what was kept of their candidates: `ids`, `texts`, `positives`, `negatives`, `scores`.
+
+    Raises:
+        GplfastError: One of its children; the message says what to do.
+    """
+    settings = as_config(config, preset)
+    if encoder is not None:
+        names = (encoder,) if isinstance(encoder, str) else tuple(encoder)
+        settings = dataclasses.replace(settings, mine=dataclasses.replace(settings.mine, retrievers=names))
+    if teacher is not None:
+        settings = dataclasses.replace(settings, label=dataclasses.replace(settings.label, model=teacher))
+    given = labelled if isinstance(labelled, LabelledConfig) else _settings(labelled or {})
+    sources = Sources(corpus, queries, qrels)
+    return mine_files(
+        sources, settings, given, formats=formats, output=output, work=work, teacher=teacher is not None, report=report
+    )[0]
+
+
+def export(
+    pipeline: Pipeline, folder: str | Path, formats: Sequence[str] = ("gpl",), *, teacher: bool = False
+) -> list[Path]:
+    """Write the generated queries of a work directory, with their negatives, as files of other tools.
+
+    Args:
+        pipeline: Over what is in the work directory (`alone`).
+        folder: Created when missing.
+        formats: Names of `gplfast.labelled_settings.FORMATS`. "gpl" holds what each step made, its lists by retriever
+            and the margins that training uses; "sentence-transformers-margins" these margins. The others hold the
+            negatives of all retrievers as one list.
+        teacher: Score every positive and negative with the model of `label` (pairs that it scored before cost
+            nothing), for formats with scores; "sentence-transformers-margins" then has all pairs.
+
+    Returns:
+        The files.
+
+    Raises:
+        GplfastError: One of its children; the message says what to do.
+    """
+    check(formats)
+    files = export_gpl(pipeline, folder) if "gpl" in formats else []
+    others = [name for name in formats if name != "gpl"]
+    if not teacher and _MARGINS in others:
+        others.remove(_MARGINS)
+        files += _export_margins(pipeline, Path(folder))
+    if not others:
+        return files
+    if not teacher:
+        return files + write(others, folder, _output(_generated(pipeline)))
+    with pipeline.work:  # scores are kept
+        return files + write(others, folder, _output(_generated(pipeline, scorer(pipeline))))
+
+
+def _export_margins(pipeline: Pipeline, folder: Path) -> list[Path]:
+    path = folder / f"{_MARGINS}.parquet"
+    sentence_transformers.write_margins(path, pipeline.corpus, pipeline.queries().texts, pipeline.margins())
+    return [path]
+
+
+def _output(mined: Mined) -> Output:
+    return Output(mined, mined)
+
+
+def _generated(pipeline: Pipeline, teacher: PairScorer | None = None) -> Mined:
+    """The candidates of generated queries, made anew: they are no artifact of the pipeline."""
+    queries, negatives, n = pipeline.queries(), pipeline.negatives(), len(pipeline.corpus)
+    joined = candidates.join(candidates.positives_only(queries), negatives, n)
+    scores = None
+    if teacher is not None:
+        scores = candidates.teacher_scores(teacher, pipeline.corpus, queries.texts, joined.lists, pipeline.report)
+    return Mined(pipeline.corpus, queries.ids, queries.texts, *joined.lists, joined.grades, None, scores)
+
+
+def _settings(values: Mapping[str, Any]) -> LabelledConfig:
+    known = {item.name for item in dataclasses.fields(LabelledConfig)}
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"labelled: {name} is not a setting; there is {', '.join(sorted(known))}")
+    return LabelledConfig(**values)
