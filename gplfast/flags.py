@@ -20,7 +20,11 @@ _SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "run": dict.fromkeys(settings.SECTIONS, _ALL),
     "generate": {"input": _ALL, "generate": _ALL},
     "mine": {"input": _ALL, "mine": _ALL},
-    "label": {"input": _ALL, "label": _ALL, "train": ("steps", "visits_per_query", "max_steps", "batch_size")},
+    "label": {
+        "input": _ALL,
+        "label": _ALL,
+        "train": ("steps", "visits_per_query", "max_steps", "batch_size", "dev_share"),
+    },
     "train": {"input": _ALL, "train": _ALL, "genq": _ALL},
     "evaluate": {
         "input": _ALL,

@@ -126,10 +126,13 @@ class Pipeline(Systems):
 
         config, directory = self.student_config(student), self.directory(f"train {student}")
 
+        seed = self.config.seed
+        parted = functools.cache(lambda: train.parted(self.corpus, self.queries(), config, seed))
+
         def examples() -> Any:
             if student == "genq":
-                return train.from_queries(self.corpus, self.queries())
-            return train.from_margins(self.corpus, self.queries(), self.margins())
+                return train.from_queries(self.corpus, self.queries(), parted())
+            return train.from_margins(self.corpus, self.queries(), self.margins(), parted())
 
         base = self.model(config.base)
         model = train.train(
@@ -138,8 +141,9 @@ class Pipeline(Systems):
             directory,
             self.wanted(f"train {student}"),
             config,
-            seed=self.config.seed,
+            seed=seed,
             threads=self.config.threads,
+            dev=lambda: train.dev_set(self.corpus, self.queries(), parted(), config, seed),
             report=self.report,
         )
         # The manifest has the base's fingerprint only; the table's zero-shot needs the base itself.

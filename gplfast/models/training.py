@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gplfast.errors import ArtifactError
 from gplfast.models import training_rows
+from gplfast.models.selection import DevSet, Selected, Selector
 from gplfast.models.student import device, resolve_precision
 from gplfast.store.atomic import read_json, write_json
 
@@ -36,6 +37,7 @@ class Fit:
     n_steps: int
     precision: str
     losses: list[dict[str, float]]
+    selected: Selected | None = None
 
 
 def fit(
@@ -48,8 +50,12 @@ def fit(
     n_steps: int,
     seed: int,
     progress: Progress | None = None,
+    dev: DevSet | None = None,
+    threads: int = 0,
 ) -> Fit:
     """Train in place, going on from the newest whole checkpoint of the same key and precision.
+
+    With `dev` the student ends up as it was at the step that is best on it, otherwise as it was at the last one.
 
     MarginMSE when the examples have margins: rows in file order, dot or cosine as the configuration says. Otherwise
     MultipleNegativesRanking: shuffled per epoch, no passage (by text) twice in a batch.
@@ -60,20 +66,23 @@ def fit(
     precision = resolve_precision(config.precision)
     mark = {"key": key, "precision": precision}
     whole = _usable_checkpoints(checkpoints, mark)
+    selector = None
+    if dev is not None:
+        selector = Selector(student, dev, checkpoints, mark, config, n_steps=n_steps, threads=threads)
     trainer = _trainer_class()(
         model=student,
         args=_arguments(checkpoints, config, examples, n_steps=n_steps, seed=seed, precision=precision),
         train_dataset=training_rows.dataset(examples),
         loss=training_rows.loss(student, config, examples),
         data_collator=training_rows.collator(student, examples),
-        callbacks=[_callback(mark, progress)],
+        callbacks=[*([selector.callback()] if selector else []), _callback(mark, progress)],
     )
     for shown in ("ProgressCallback", "PrinterCallback"):
         for callback in [item for item in trainer.callback_handler.callbacks if type(item).__name__ == shown]:
             trainer.remove_callback(callback)
     trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
     losses = [{"step": row["step"], "loss": row["loss"]} for row in trainer.state.log_history if "loss" in row]
-    return Fit(int(trainer.state.global_step), precision, losses)
+    return Fit(int(trainer.state.global_step), precision, losses, selector.finish() if selector else None)
 
 
 def _arguments(

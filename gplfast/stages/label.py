@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gplfast.errors import DataError, ModelError
+from gplfast.mining.held_out import held_out
 from gplfast.mining.lists import Lists, only, single
 from gplfast.mining.sampling import Visits, visited, visits
 from gplfast.mining.scoring import PairScorer, Progress, Teacher, teacher_identity
@@ -59,6 +60,8 @@ def manifest(
         settings["steps"] = train.steps
     else:
         settings["visits_per_query"], settings["max_steps"] = train.visits_per_query, train.max_steps
+    if train.dev_share:
+        settings["dev_share"] = train.dev_share
     return Manifest("margins", inputs=inputs, config=settings, models={"teacher": teacher_fingerprint})
 
 
@@ -79,8 +82,9 @@ def label(
     """Draw the visits of the training, score their pairs and write the margins, shard by shard.
 
     Each query is visited once per epoch, with one positive and one negative drawn uniformly from the union of all
-    retrievers. Queries without a negative are skipped and counted; so are those that `keep_share` leaves out, the ones
-    whose own passage the teacher scores lowest. Fewer queries than a batch are fine: epochs go on.
+    retrievers. Queries without a negative are skipped and counted; so are those that are held out of training
+    (`dev_share`), and those that `keep_share` leaves out, the ones whose own passage the teacher scores lowest. Fewer
+    queries than a batch are fine: epochs go on.
 
     Args:
         corpus: The passages.
@@ -105,10 +109,14 @@ def label(
     if not freshness(directory, wanted).fresh:
         positives, pool = single(queries.passages), Lists(*negatives.union())
         eligible = visited(positives, pool)
+        with_negatives = len(eligible)
+        if train.dev_share:
+            eligible = eligible[held_out(corpus, queries, train.dev_share, seed).train[eligible]]
         if not len(eligible):
+            which = "of those that are not held out none" if train.dev_share else "none"
             raise DataError(
-                f"cannot label: {len(queries)} queries and none has a negative; the corpus has {len(corpus)} passages, "
-                "give more, or look at the counts of generate and mine"
+                f"cannot label: {len(queries)} queries and {which} has a negative; the corpus has {len(corpus)} "
+                "passages, give more, or look at the counts of generate and mine"
             )
         scorer = PairScorer(
             lambda teacher: ScoreStore(scores, teacher_identity(teacher, config.activation, config.relevance_label)),
@@ -122,9 +130,11 @@ def label(
         kept = _best_queries(eligible, queries, score, config.keep_share, report)
         counts = {
             "rows drawn": train.n_steps(len(kept)) * train.batch_size,
-            "queries skipped, no negatives": len(queries) - len(eligible),
+            "queries skipped, no negatives": len(queries) - with_negatives,
             "queries dropped by score": len(eligible) - len(kept),
         }
+        if train.dev_share:
+            counts["queries held out"] = with_negatives - len(eligible)
         draw = functools.partial(visits, only(positives, kept), pool, seed=seed)
         _run(ShardSet(directory, wanted), draw, score, counts, report)
     return load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
