@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-SYSTEMS = {"bm25": "BM25", "zero-shot": "zero-shot", "genq": "GenQ", "gpl": "**GPL**", "bm25+teacher": "BM25 + teacher"}
+SYSTEMS = {
+    "bm25": "BM25",
+    "zero-shot": "zero-shot",
+    "genq": "GenQ",
+    "gpl": "**GPL**",
+    "rgpl": "**R-GPL**",
+    "bm25+teacher": "BM25 + teacher",
+}
 
 
 def made_on(place: dict[str, Any]) -> str:
@@ -28,6 +35,8 @@ def adapt(result: dict[str, Any]) -> str:
     lines = ["| collection | system | nDCG@10 | Recall@100 | p against zero-shot |", "|---|---|---|---|---|"]
     for report in result["collections"]:
         for system, label in SYSTEMS.items():
+            if system not in report["systems"]:
+                continue
             means = report["systems"][system]
             pair = [report["p_values"].get(f"{a} vs {b}") for a, b in ((system, "zero-shot"), ("zero-shot", system))]
             p = next((value for value in pair if value is not None), None)

@@ -32,14 +32,15 @@ _EPILOGS = {
     "run": """examples:
   gplfast run --corpus scifact --preset nano --work W --evaluate
   gplfast run --corpus scifact --work W --dry-run         what is fresh, what is stale and why
-  gplfast run --corpus scifact --work W --loss mnrl       GenQ: the same queries, MultipleNegativesRanking
+  gplfast run --corpus scifact --work W --students genq   GenQ: the same queries, MultipleNegativesRanking
+  gplfast run --corpus scifact --work W --students gpl rgpl --evaluate   GPL beside R-GPL, which mines as it trains
   gplfast run --corpus docs.csv --input-text-column body --work W --config my.toml --train-steps 500
 A run that was killed goes on where it was when it is started again.""",
     "generate": "example:\n  gplfast generate --corpus scifact --work W --queries-per-passage 3",
     "mine": "example:\n  gplfast mine --corpus scifact --work W --retrievers nano:student bm25",
     "label": "example:\n  gplfast label --corpus scifact --work W --model cross-encoder/ms-marco-MiniLM-L-6-v2",
     "train": "example:\n  gplfast train --corpus scifact --work W --learning-rate 1e-4\n"
-    "  gplfast train --corpus scifact --work W --loss mnrl",
+    "  gplfast train --corpus scifact --work W --students rgpl",
     "evaluate": "example:\n  gplfast evaluate --corpus scifact --work W --model other/model --systems bm25 gpl",
     "ask": 'example:\n  gplfast ask "who are the normans" --model nano:student --model W/train/gpl/model --corpus C',
     "demo": "example:\n  gplfast demo --work demo",
@@ -87,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of all commands; flags of settings come from the dataclasses."""
     top = _Parser(
         prog="gplfast",
-        description="Adapt a dense retriever to documents without labels (GPL).",
+        description="Adapt a dense retriever to documents without labels (GPL, R-GPL, GenQ).",
         epilog=_EPILOGS[None],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

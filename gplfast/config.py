@@ -19,6 +19,7 @@ from gplfast.settings import Checked, coerce, field_types, setting
 from gplfast.settings_file import read_settings_file
 
 _PROVIDERS, _PRECISIONS = ("auto", "cpu", "openvino", "cuda"), ("auto", "fp32", "bf16", "int8")
+STUDENTS = ("gpl", "rgpl", "genq")
 _ACTIVATIONS = ("identity", "sigmoid", "softmax", "default")
 
 
@@ -149,9 +150,9 @@ class EvaluateConfig(Checked):
 
     split: str = setting("test", "which qrels/<split>.tsv")
     systems: tuple[str, ...] = setting(
-        ("bm25", "zero-shot", "genq", "gpl"),
+        ("bm25", "zero-shot", "genq", "gpl", "rgpl"),
         "systems of the table; those that were not trained are left out",
-        choices=("bm25", "bm25+teacher", "zero-shot", "genq", "gpl"),
+        choices=("bm25", "bm25+teacher", "zero-shot", "genq", "gpl", "rgpl"),
         output=False,
     )
     top_k: int = setting(100, "passages retrieved per query", low=10)
@@ -177,8 +178,8 @@ class RunConfig(Checked):
     precision: str = setting(
         "auto", "of the models; auto: lower than fp32 where a trial finds the results as good", choices=_PRECISIONS
     )
-    loss: str = setting(
-        "margin-mse", "margin-mse: GPL; mnrl: GenQ; both: one student each", choices=("margin-mse", "mnrl", "both")
+    students: tuple[str, ...] = setting(
+        ("gpl",), "which students are trained: GPL, R-GPL (mines again while it trains), GenQ", choices=STUDENTS
     )
     input: InputConfig = dataclasses.field(default_factory=InputConfig)
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
@@ -234,6 +235,10 @@ def check(config: RunConfig) -> RunConfig:
         ConfigError: Two settings do not fit each other.
     """
     mine, train = config.mine, config.train
+    if not config.students or len(set(config.students)) != len(config.students):
+        raise ConfigError(
+            f"students is ({', '.join(config.students)}) but must name at least one of {', '.join(STUDENTS)}, each once"
+        )
     if not mine.retrievers:
         raise ConfigError("[mine] retrievers is empty; name at least one bi-encoder or bm25")
     if len(mine.metrics) not in (1, len(mine.retrievers)):

@@ -37,11 +37,11 @@ _SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 _SERVED = ("provider", "precision")
 _GENERAL = {
-    "run": ("seed", "threads", "loss", *_SERVED),
+    "run": ("seed", "threads", "students", *_SERVED),
     "generate": ("seed", "threads", *_SERVED),
     "mine": ("threads", *_SERVED),
     "label": ("seed", "threads", *_SERVED),
-    "train": ("seed", "threads", "loss"),
+    "train": ("seed", "threads", "students"),
     "evaluate": ("seed", "threads", *_SERVED),
     "ask": ("threads", *_SERVED),
     "export": (),
@@ -95,8 +95,8 @@ def read_settings(arguments: argparse.Namespace) -> settings.RunConfig:
         checked = coerce(item, field_types(kind)[name], value, flag_of(target))
         (overrides.setdefault(section, {}) if section else overrides)[name] = checked
     config = settings.load_config(arguments.config, preset=preset, overrides=overrides)
-    if arguments.name == "train" and config.loss != "margin-mse":
-        # `gplfast train --steps` means the student that is trained, whatever named the loss.
+    if arguments.name == "train" and "genq" in config.students:
+        # `gplfast train --steps` means the student that is trained, whatever named it.
         overrides["genq"] = {**overrides.get("train", {}), **overrides.get("genq", {})}
         config = settings.load_config(arguments.config, preset=preset, overrides=overrides)
     _refuse_unused(arguments, given, config)
@@ -113,12 +113,13 @@ def _refuse_unused(arguments: argparse.Namespace, given: Iterable[str], config: 
     if arguments.name not in ("run", "train"):
         return
     unused: dict[str, str] = {}
-    if config.loss == "margin-mse":
-        unused["genq"] = "loss is margin-mse, which trains no [genq]; add --loss both (or mnrl)"
+    students = ", ".join(config.students)
+    if "genq" not in config.students:
+        unused["genq"] = f"the students are {students}; add genq to --students"
     if arguments.name == "run":
-        if config.loss == "mnrl":
-            unused["mine"] = unused["label"] = "loss is mnrl, which needs no negatives and no margins"
-            unused["train"] = "loss is mnrl, which trains [genq]; give the flag that starts with --genq-"
+        if config.students == ("genq",):
+            unused["mine"] = unused["label"] = "genq is the only student, and needs no negatives and no margins"
+            unused["train"] = "genq is the only student; give the flag that starts with --genq-"
         if not arguments.evaluate:
             unused["evaluate"] = "nothing is evaluated; add --evaluate"
             if arguments.judgements is not None:

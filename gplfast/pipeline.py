@@ -54,8 +54,8 @@ class Adapted:
     """What a run made.
 
     Attributes:
-        model: The adapted retriever, a sentence-transformers directory (GPL's, or GenQ's when only that was asked for).
-        models: "gpl" and "genq" to their directories, those that were trained.
+        model: The adapted retriever, a sentence-transformers directory: the first of `models`.
+        models: "gpl", "rgpl", "genq" to their directories, those that were trained.
         report: What report.json holds, or None when nothing was evaluated.
         work: The work directory.
     """
@@ -121,7 +121,7 @@ class Pipeline(Systems):
         )
 
     def train(self, student: str) -> Path:
-        """Train "gpl" or "genq"; returns the model's directory."""
+        """Train "gpl", "rgpl" or "genq"; returns the model's directory."""
         from gplfast.stages import train
 
         config, directory = self.student_config(student), self.directory(f"train {student}")
@@ -215,7 +215,7 @@ class Pipeline(Systems):
         return Adapted(next(iter(models.values())), models, report, self.work.root)
 
     def step(self, step: str) -> Any:
-        """Do one step: "generate", "mine", "label", "train gpl" or "train genq"; returns what it made."""
+        """Do one step: "generate", "mine", "label", "train gpl", …; returns what it made."""
         name, _, student = step.partition(" ")
         work = functools.partial(self.train, student) if name == "train" else getattr(self, name)
         return self.timed(step, work, fresh=freshness(self.directory(step), self.wanted(step)).fresh)
@@ -353,5 +353,5 @@ def demo(work: str | Path, *, threads: int = 0, report: Report | None = None) ->
     The collection is a part of MedQuAD (CC BY 4.0, see presets/demo/README.md); no bundled model saw it.
     """
     corpus = Path(__file__).resolve().parent / "presets" / "demo"
-    config = load_config(preset="nano", overrides={**DEMO, "loss": "both", "threads": threads})
+    config = load_config(preset="nano", overrides={**DEMO, "students": ("gpl", "genq"), "threads": threads})
     return adapt(corpus, work=work, config=config, evaluate=True, report=report)

@@ -48,7 +48,7 @@ def label(corpus: CorpusSource, *, work: str | Path, **options: Unpack[Options])
 
 
 def train(corpus: CorpusSource, *, work: str | Path, student: str = "gpl", **options: Unpack[Options]) -> Path:
-    """Only the step `train` of `adapt`: "gpl" from the margins, or "genq" from the queries; the model's directory."""
+    """Only the step `train` of `adapt`: "gpl" from the margins, "rgpl", or "genq"; the model's directory."""
     found: Path = _alone(f"train {student}", corpus, work, options)
     return found
 

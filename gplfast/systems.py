@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gplfast import preflight
 from gplfast.artifacts import Artifacts, ModelFile
+from gplfast.config import STUDENTS
 from gplfast.errors import ArtifactError, HubError, MissingExtraError, ModelError
 from gplfast.report import BM25, BM25_TEACHER, System
 from gplfast.store.atomic import read_json
@@ -29,17 +30,19 @@ class Systems(Artifacts):
 
     def steps(self) -> list[str]:
         """The training steps of these settings, in order."""
-        loss = self.config.loss
-        gpl = [] if loss == "mnrl" else ["mine", "label", "train gpl"]
-        return ["generate", *gpl, *([] if loss == "margin-mse" else ["train genq"])]
+        students = [name for name in STUDENTS if name in self.config.students]
+        # R-GPL labels the rows of one segment after the other while it trains.
+        before = {"gpl": ("mine", "label"), "rgpl": ("mine",), "genq": ()}
+        needed = dict.fromkeys(step for name in students for step in before[name])
+        return ["generate", *needed, *(f"train {name}" for name in students)]
 
     def students(self) -> list[str]:
-        """Which students are trained: "gpl", "genq" or both."""
+        """Which of `STUDENTS` are trained, in their order."""
         return [step.split()[1] for step in self.steps() if step.startswith("train")]
 
     def trained(self) -> list[str]:
         """The students whose training was finished in this work directory, with whatever settings."""
-        found = {name: self.directory(f"train {name}") for name in ("gpl", "genq")}
+        found = {name: self.directory(f"train {name}") for name in STUDENTS}
         return [
             name for name, path in found.items() if (path / "manifest.json").is_file() and (path / "model").is_dir()
         ]
@@ -47,7 +50,7 @@ class Systems(Artifacts):
     def system_names(self) -> list[str]:
         """The systems of the table that these settings have: of the students those that are trained."""
         trained = self.trained() if self.alone else self.students()
-        return [name for name in self.config.evaluate.systems if name not in ("gpl", "genq") or name in trained]
+        return [name for name in self.config.evaluate.systems if name not in STUDENTS or name in trained]
 
     def system(self, name: str) -> System:
         """How a system of the table is measured.
@@ -60,7 +63,7 @@ class Systems(Artifacts):
             return System(name, directory)
         if name == BM25_TEACHER:
             model = self.model(self.config.label.model)
-        elif name in ("gpl", "genq"):
+        elif name in STUDENTS:
             path = self.directory(f"train {name}") / "model"
             if not path.is_dir():
                 raise ArtifactError(f"{path} is missing; run `gplfast train` or `gplfast run` first")
@@ -102,7 +105,7 @@ class Systems(Artifacts):
         )
 
     def student_config(self, student: str) -> TrainConfig:
-        """The settings of "gpl" or "genq"."""
+        """The settings of one of `STUDENTS`: R-GPL's are GPL's."""
         return self.config.genq if student == "genq" else self.config.train
 
     def check_models(self, steps: Iterable[str], systems: Iterable[str], extra: Iterable[str]) -> None:

@@ -36,8 +36,8 @@ def world(tmp_path_factory):
             r"--generate-top-p is 2.0 but must be at most 1",
         ),
         (
-            ["run", "--corpus", "c", "--work", "w", "--loss", "mse"],
-            r"--loss is 'mse' but must be one of margin-mse, mnrl",
+            ["run", "--corpus", "c", "--work", "w", "--students", "mse"],
+            r"--students is 'mse' but must be one of gpl, rgpl, genq",
         ),
         (["run", "--corpus", "c", "--work", "w", "--preset", "big"], r"argument --preset: invalid choice: 'big'"),
         (["run", "--corpus", "nowhere", "--work", "w", "--generator", "."], r"gplfast: error: nowhere"),
@@ -94,7 +94,7 @@ def test_flags_go_over_the_file_and_the_preset(tmp_path):
     )
     assert (config.train.base, config.genq.base, config.mine.exclude_duplicates) == ("s", "s", False)
     assert config.train.rescale_range == (-1.0, 1.0)
-    config = config_of("train", *given, "--loss", "mnrl", "--steps", "12", "--batch-size", "6")
+    config = config_of("train", *given, "--students", "genq", "--steps", "12", "--batch-size", "6")
     assert (config.genq.steps, config.genq.batch_size) == (12, 6)
     config = config_of("mine", *given, "--negatives-per-query", "3", "--metrics", "dot")
     assert (config.mine.negatives_per_query, config.mine.metrics) == (3, ("dot",))

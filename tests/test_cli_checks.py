@@ -184,9 +184,9 @@ def test_ask_refuses_a_cross_encoder(capsys, world):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--loss", "mnrl", "--train-steps", "7"], r"--train-steps has no effect: loss is mnrl"),
-        (["--loss", "mnrl", "--mine-negatives-per-query", "7"], r"--mine-negatives-per-query has no effect"),
-        (["--genq-steps", "7"], r"--genq-steps has no effect: loss is margin-mse"),
+        (["--students", "genq", "--train-steps", "7"], r"--train-steps has no effect: genq is the only student"),
+        (["--students", "genq", "--mine-negatives-per-query", "7"], r"--mine-negatives-per-query has no effect"),
+        (["--genq-steps", "7"], r"--genq-steps has no effect: the students are gpl; add genq"),
         (["--evaluate-split", "dev"], r"--evaluate-split has no effect: nothing is evaluated; add --evaluate"),
         (["--judgements", "x"], r"--judgements has no effect"),
     ],
@@ -196,11 +196,11 @@ def test_a_flag_without_effect_is_refused(arguments, message):
         read_settings(cli.parser().parse_args(["run", "--corpus", "c", "--work", "w", *arguments]))
 
 
-def test_the_loss_of_the_file_decides_what_flags_mean(tmp_path):
-    (tmp_path / "c.toml").write_text('loss = "mnrl"\n')
+def test_the_students_of_the_file_decide_what_flags_mean(tmp_path):
+    (tmp_path / "c.toml").write_text('students = ["genq"]\n')
     given = ["--corpus", "c", "--work", "w", "--config", str(tmp_path / "c.toml")]
     assert read_settings(cli.parser().parse_args(["train", *given, "--steps", "12"])).genq.steps == 12
-    with pytest.raises(ConfigError, match="loss is mnrl"):
+    with pytest.raises(ConfigError, match="genq is the only student"):
         read_settings(cli.parser().parse_args(["run", *given, "--train-steps", "12"]))
     student = read_settings(cli.parser().parse_args(["run", *given, "--student", "s"]))
     assert student.genq.base == "s"

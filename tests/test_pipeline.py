@@ -30,7 +30,7 @@ def finished(world, tmp_path_factory):
     """A work directory after a whole run with evaluation; tests that change it copy nothing but settings."""
     os.environ["GPLFAST_CACHE"] = str(world.cache)
     work = tmp_path_factory.mktemp("finished")
-    return adapt(world.corpus, work=work, config={**world.settings(), "loss": "both"}, evaluate=True)
+    return adapt(world.corpus, work=work, config={**world.settings(), "students": ["gpl", "genq"]}, evaluate=True)
 
 
 def pipeline(world, work, **overrides):
@@ -58,7 +58,7 @@ def test_a_second_run_does_nothing_again(world, finished):
     again = adapt(
         world.corpus,
         work=finished.work,
-        config={**world.settings(), "loss": "both"},
+        config={**world.settings(), "students": ["gpl", "genq"]},
         evaluate=True,
         report=lambda *what: done.append(what),
     )
