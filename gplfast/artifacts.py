@@ -164,11 +164,25 @@ class Artifacts:
         if step == "label":
             inputs["negatives"] = self._input("mine").key
             return label.manifest(inputs, self._served(config.label.model), config.label, config.train, seed)
+        if step == "train rgpl":
+            return self._wanted_rgpl(inputs)
         if step == "train gpl":
             inputs["margins"] = self._input("label").key
             base = self.model(config.train.base).fingerprint
             return train.manifest(inputs, base, config.train, train.MARGIN_MSE, seed)
-        raise ConfigError(f"step is {step!r} but must be one of generate, mine, label, train gpl, train genq")
+        raise ConfigError(
+            f"step is {step!r} but must be one of generate, mine, label, train gpl, train rgpl, train genq"
+        )
+
+    def _wanted_rgpl(self, inputs: dict[str, str]) -> Manifest:
+        from gplfast.stages import refresh, train
+
+        config = self.config
+        inputs["negatives"] = self._input("mine").key
+        base = self.model(config.train.base).fingerprint
+        made = train.manifest(inputs, base, config.train, train.MARGIN_MSE, config.seed)
+        mine = {"exclude_duplicates": config.mine.exclude_duplicates}
+        return refresh.manifest(made, self._served(config.label.model), config.label, config.refresh, mine)
 
     def _input(self, step: str) -> Manifest:
         """The manifest of an earlier step: the wanted one, or on its own the one that is on disk.

@@ -145,6 +145,29 @@ class TrainConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class RefreshConfig(Checked):
+    """R-GPL: the student in training mines its negatives again, every so many steps."""
+
+    every: int = setting(30_000, "steps from one refresh to the next (0: a quarter of all)", low=0)
+    mode: str = setting(
+        "sync",
+        "sync: training waits for the new list; async: it is mined beside training and used one refresh later; "
+        "adaptive: mined only when the student's neighbours on a sample changed",
+        choices=("sync", "async", "adaptive"),
+    )
+    keep: str = setting("replace", "the new list replaces the old one, or joins it", choices=("replace", "join"))
+    negatives_per_query: int = setting(50, "negatives per query of each refresh", low=1)
+    below: float = setting(0.8, "adaptive: mine when this overlap of the sample is not reached", low=0.0, high=1.0)
+    sample_queries: int = setting(256, "adaptive: queries of the sample", low=1)
+    sample_passages: int = setting(4096, "adaptive: passages of the sample", low=1)
+    batch_size: int = setting(64, "texts per batch that the student embeds", low=1, output=False)
+
+    def steps_between(self, n_steps: int) -> int:
+        """Steps from one refresh to the next, of a training of `n_steps`."""
+        return self.every or max(1, math.ceil(n_steps / 4))
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateConfig(Checked):
     """Retrieval quality on the judged queries of the collection."""
 
@@ -187,10 +210,11 @@ class RunConfig(Checked):
     label: LabelConfig = dataclasses.field(default_factory=LabelConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     genq: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    refresh: RefreshConfig = dataclasses.field(default_factory=RefreshConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
 
 
-SECTIONS: tuple[str, ...] = ("input", "generate", "mine", "label", "train", "genq", "evaluate")
+SECTIONS: tuple[str, ...] = ("input", "generate", "mine", "label", "train", "genq", "refresh", "evaluate")
 
 # What a student is: given for GPL's alone it holds for GenQ's too, so that the two are compared on equal terms.
 # Held-out queries too: a student that starts from the other's must not have been trained on them.

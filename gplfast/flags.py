@@ -25,7 +25,14 @@ _SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "label": _ALL,
         "train": ("steps", "visits_per_query", "max_steps", "batch_size", "dev_share"),
     },
-    "train": {"input": _ALL, "train": _ALL, "genq": _ALL},
+    "train": {
+        "input": _ALL,
+        "train": _ALL,
+        "genq": _ALL,
+        "refresh": _ALL,
+        "label": _ALL,
+        "mine": ("exclude_duplicates",),
+    },
     "evaluate": {
         "input": _ALL,
         "evaluate": _ALL,
@@ -41,7 +48,7 @@ _GENERAL = {
     "generate": ("seed", "threads", *_SERVED),
     "mine": ("threads", *_SERVED),
     "label": ("seed", "threads", *_SERVED),
-    "train": ("seed", "threads", "students"),
+    "train": ("seed", "threads", "students", "provider"),
     "evaluate": ("seed", "threads", *_SERVED),
     "ask": ("threads", *_SERVED),
     "export": (),
@@ -116,6 +123,10 @@ def _refuse_unused(arguments: argparse.Namespace, given: Iterable[str], config: 
     students = ", ".join(config.students)
     if "genq" not in config.students:
         unused["genq"] = f"the students are {students}; add genq to --students"
+    if "rgpl" not in config.students:
+        unused["refresh"] = f"the students are {students}; add rgpl to --students"
+        if arguments.name == "train":
+            unused["label"] = unused["mine"] = f"{unused['refresh']}, which mines and labels while it trains"
     if arguments.name == "run":
         if config.students == ("genq",):
             unused["mine"] = unused["label"] = "genq is the only student, and needs no negatives and no margins"

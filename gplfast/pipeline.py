@@ -13,10 +13,11 @@ from gplfast.config import RunConfig, load_config
 from gplfast.config import check as check_settings
 from gplfast.errors import ConfigError
 from gplfast.preset_settings import DEMO
+from gplfast.remining import Remining, SegmentExamples
 from gplfast.report import BM25, Bench, System, summary
 from gplfast.store.atomic import read_json, write_json
 from gplfast.store.manifest import Manifest, freshness
-from gplfast.systems import BASE_FILE, Systems
+from gplfast.systems import BASE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -66,7 +67,7 @@ class Adapted:
     work: Path
 
 
-class Pipeline(Systems):
+class Pipeline(Remining):
     """The steps over one corpus in one work directory; see `Artifacts` for what it is made with."""
 
     # ---- the steps
@@ -129,23 +130,34 @@ class Pipeline(Systems):
         seed = self.config.seed
         parted = functools.cache(lambda: train.parted(self.corpus, self.queries(), config, seed))
 
+        def rows(margins: Margins) -> Any:
+            return train.from_margins(self.corpus, self.queries(), margins, parted())
+
         def examples() -> Any:
             if student == "genq":
                 return train.from_queries(self.corpus, self.queries(), parted())
-            return train.from_margins(self.corpus, self.queries(), self.margins(), parted())
+            return remining.first() if remining is not None else rows(self.margins())
 
-        base = self.model(config.base)
-        model = train.train(
-            examples,
-            base.path,
-            directory,
-            self.wanted(f"train {student}"),
-            config,
-            seed=seed,
-            threads=self.config.threads,
-            dev=lambda: train.dev_set(self.corpus, self.queries(), parted(), config, seed),
-            report=self.report,
-        )
+        base, wanted = self.model(config.base), self.wanted(f"train {student}")
+        fresh = freshness(directory, wanted).fresh
+        refreshes = self.refreshes() if student == "rgpl" and not fresh else None
+        remining = SegmentExamples(refreshes, rows) if refreshes is not None else None
+        try:
+            model = train.train(
+                examples,
+                base.path,
+                directory,
+                wanted,
+                config,
+                seed=seed,
+                threads=self.config.threads,
+                dev=lambda: train.dev_set(self.corpus, self.queries(), parted(), config, seed),
+                report=self.report,
+                remining=remining,
+            )
+        finally:
+            if refreshes is not None:
+                refreshes.close()
         # The manifest has the base's fingerprint only; the table's zero-shot needs the base itself.
         found = config.base if config.base.startswith("nano:") else str(base.path.resolve())
         write_json(directory / BASE_FILE, {"name": found})
@@ -285,9 +297,6 @@ class Pipeline(Systems):
         report = summary(self.collection, results, self.config, self.seconds(), self._runtimes())
         write_json(self.work.root / "report.json", report)
         return report
-
-    def _open_teacher(self) -> Any:
-        return self.serving.teacher(self.model(self.config.label.model).path)
 
     def _opener(self, short: str, name: str) -> Callable[[], Any] | None:
         return None if name == BM25 else lambda: self.serving.encoder(self.model(name).path, short)

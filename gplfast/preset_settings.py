@@ -51,6 +51,7 @@ _NANO: dict[str, Any] = {
     "mine": {"retrievers": ("nano:student", "bm25"), "metrics": ("cosine",), "negatives_per_query": 30},
     "label": {"model": "nano:teacher", "max_seq_length": 256, "keep_share": 0.6},
     "train": {**_NANO_STUDENT, "visits_per_query": 2.0, "max_steps": 200, "learning_rate": 1e-4},
+    "refresh": {"every": AUTO},
     "genq": {**_NANO_STUDENT, "visits_per_query": 1.0, "max_steps": 200, "batch_size": 24, "learning_rate": 5e-5},
 }
 

@@ -120,7 +120,7 @@ class Systems(Artifacts):
         for name in config.mine.retrievers if "mine" in steps else ():
             if name != BM25:
                 preflight.bi_encoder(self.model(name).path, "retriever")
-        if "label" in steps or BM25_TEACHER in systems:
+        if {"label", "train rgpl"} & set(steps) or BM25_TEACHER in systems:
             preflight.teacher(self.model(config.label.model).path, config.label)
         for step in steps:
             if step.startswith("train"):
@@ -137,7 +137,7 @@ class Systems(Artifacts):
             MissingExtraError: The message names the extra that brings it.
         """
         kinds = ["training"] if any(step.startswith("train") for step in stale) else []
-        served = {"generate", "label", *(["mine"] if set(self.config.mine.retrievers) != {BM25} else [])}
+        served = {"generate", "label", "train rgpl", *(["mine"] if set(self.config.mine.retrievers) != {BM25} else [])}
         if served & set(stale) or set(systems) - {BM25}:
             kinds.append("serving models")
         if ("mine" in stale and BM25 in self.config.mine.retrievers) or {BM25, BM25_TEACHER} & set(systems):

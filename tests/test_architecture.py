@@ -28,6 +28,7 @@ ORDER = [
     ("ask", "bench", "interop", "report"),  # [4]
     ("artifacts",),
     ("systems",),
+    ("remining",),
     ("pipeline",),
     ("steps",),
     ("flags", "progress"),  # [5]

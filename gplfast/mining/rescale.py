@@ -40,10 +40,16 @@ def spread(margins: Float32) -> dict[str, float]:
     return {"min": float(margins.min()), "max": float(margins.max()), "mean_abs": mean_abs}
 
 
-def scale_to_mean(margins: Float32, mean: float, *, clip: float) -> tuple[Float32, Rescaling]:
-    """Scale margins so that their mean absolute value is `mean`, then clip at `clip` times that; signs are kept."""
+def scale_to_mean(
+    margins: Float32, mean: float, *, clip: float, like: dict[str, float] | None = None
+) -> tuple[Float32, Rescaling]:
+    """Scale margins so that their mean absolute value is `mean`, then clip at `clip` times that; signs are kept.
+
+    With `like`, the `spread` of other margins, by the factor that brings those to the mean.
+    """
     before = spread(margins)
-    factor = mean / before["mean_abs"] if before["mean_abs"] > 0 else 1.0
+    like = before if like is None else like
+    factor = mean / like["mean_abs"] if like["mean_abs"] > 0 else 1.0
     scaled = (margins.astype(np.float64) * factor).astype(np.float32)
     limit = np.float32(clip * mean)
     clipped = np.clip(scaled, -limit, limit)
@@ -59,11 +65,17 @@ def students_mean(own: dict[str, float]) -> float:
     return max(SMALLEST_MEAN, round(own["mean_abs"], 2))
 
 
-def scale_to_range(margins: Float32, low: float, high: float) -> tuple[Float32, Rescaling]:
-    """GPL's `rescale_range`: [0, max] onto [0, high] and [min, 0] onto [low, 0], each linearly, signs kept."""
+def scale_to_range(
+    margins: Float32, low: float, high: float, *, like: dict[str, float] | None = None
+) -> tuple[Float32, Rescaling]:
+    """GPL's `rescale_range`: [0, max] onto [0, high] and [min, 0] onto [low, 0], each linearly, signs kept.
+
+    With `like`, the `spread` of other margins, as those would be.
+    """
     before = spread(margins)
-    up = high / before["max"] if before["max"] > 0 else 0.0
-    down = low / before["min"] if before["min"] < 0 else 0.0
+    like = before if like is None else like
+    up = high / like["max"] if like["max"] > 0 else 0.0
+    down = low / like["min"] if like["min"] < 0 else 0.0
     wide = margins.astype(np.float64)
     scaled = np.where(wide > 0, wide * up, wide * down).astype(np.float32)
     return scaled, Rescaling(f"onto [{low:g}, {high:g}]", 0, before, spread(scaled))

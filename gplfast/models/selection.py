@@ -7,7 +7,6 @@ chooses its checkpoints by such queries too).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import math
@@ -18,11 +17,12 @@ import numpy.typing as npt
 
 from gplfast import ops
 from gplfast.errors import ArtifactError, ModelError
-from gplfast.models.student import device, normalizes, prompt
+from gplfast.models.student import device
+from gplfast.models.student_encoder import StudentEncoder
 from gplfast.store.atomic import atomic_path, read_json, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from gplfast.config import TrainConfig
@@ -33,7 +33,6 @@ RECORD = "selection.json"
 # How often a training is looked at when `select_every` is 0.
 _TIMES = 10
 _DEPTHS = {"nDCG@10": 10, "MRR@10": 10, "Recall@100": 100}
-Floats = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,26 +91,25 @@ def mean_of(metric: str, ids: npt.NDArray[np.int64], own: npt.NDArray[np.int64])
     return float(np.where(found.any(axis=1), gains, 0.0).mean())
 
 
-def measure(student: Any, dev: DevSet, metric: str, *, cosine: bool, precision: str, threads: int) -> float:
+def measure(student: Any, dev: DevSet, config: TrainConfig, precision: str, *, threads: int = 0) -> float:
     """The student's mean metric on the held-out queries, by exact search; changes no state of model or torch.
 
     Args:
         student: A `SentenceTransformer`.
         dev: Queries and passages.
-        metric: See `mean_of`.
-        cosine: Whether it compares by cosine or dot product.
-        precision: "bf16" multiplies in bfloat16 as its training does, "fp32" does not.
+        config: Its settings: metric and similarity.
+        precision: "fp32" or "bf16", as its training has it.
         threads: CPU threads of the search, 0 for all.
 
     Raises:
         ModelError: The student gives NaN: its training diverged.
     """
-    with _undisturbed(student):
-        passages = _encode(student, dev.passages, "document", precision)
-        queries = _encode(student, dev.queries, "query", precision)
+    encoder = StudentEncoder(student, config, precision)
+    passages, queries = encoder.encode(dev.passages, kind="document"), encoder.encode(dev.queries, kind="query")
     if not (np.isfinite(passages).all() and np.isfinite(queries).all()):
         raise ModelError("the student gives NaN on held-out texts: its training diverged; lower the learning rate")
-    depth = min(_DEPTHS[metric], len(dev.passages))
+    metric, depth = config.select_metric, min(_DEPTHS[config.select_metric], len(dev.passages))
+    cosine = config.similarity == "cosine"
     hits = ops.search(queries, passages, depth, metric="cosine" if cosine else "ip", threads=threads or None)
     return mean_of(metric, hits.ids, dev.own)
 
@@ -146,9 +144,8 @@ class Selector:
             threads: CPU threads of the search, 0 for all.
         """
         self._student, self._dev, self._directory, self._mark = student, dev, directory, dict(mark)
-        self._metric, self._patience, self._threads = config.select_metric, config.select_patience, threads
-        self._cosine = config.similarity == "cosine" or normalizes(student)
-        self._n_steps = n_steps
+        self._config, self._threads, self._n_steps = config, threads, n_steps
+        self._metric, self._patience = config.select_metric, config.select_patience
         self._every = config.select_every or max(1, math.ceil(n_steps / _TIMES))
         self._curve: dict[int, float] = self._kept()
         self._stopped = False
@@ -194,14 +191,7 @@ class Selector:
         if step % self._every and step != self._n_steps:
             return False
         if step not in self._curve:
-            score = measure(
-                self._student,
-                self._dev,
-                self._metric,
-                cosine=self._cosine,
-                precision=self._mark["precision"],
-                threads=self._threads,
-            )
+            score = measure(self._student, self._dev, self._config, self._mark["precision"], threads=self._threads)
             logger.info("step %d: %s %.4f of %d held-out queries", step, self._metric, score, len(self._dev.queries))
             self._keep(step, score)
         looks = [at for at in sorted(self._curve) if at <= step]
@@ -245,27 +235,3 @@ class Selector:
 
 def _earliest_best(curve: Mapping[int, float]) -> int:
     return max(curve, key=lambda step: (curve[step], -step))
-
-
-@contextlib.contextmanager
-def _undisturbed(student: Any) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module's mode and torch's random state are as before."""
-    import torch
-
-    modes = [(module, module.training) for module in student.modules()]
-    with torch.random.fork_rng():
-        student.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-
-
-def _encode(student: Any, texts: list[str], kind: str, precision: str) -> Floats:
-    import torch
-
-    put: Callable[[str], str] = prompt(student, kind).__add__
-    with torch.autocast(device(), dtype=torch.bfloat16, enabled=precision == "bf16"):
-        vectors = student.encode([put(text) for text in texts], prompt="", batch_size=64, show_progress_bar=False)
-    return np.ascontiguousarray(vectors, np.float32)

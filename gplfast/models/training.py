@@ -11,16 +11,18 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gplfast.errors import ArtifactError
-from gplfast.models import training_rows
+from gplfast.models import segments, training_rows
 from gplfast.models.selection import DevSet, Selected, Selector
 from gplfast.models.student import device, resolve_precision
+from gplfast.models.student_encoder import StudentEncoder
 from gplfast.store.atomic import read_json, write_json
 
 if TYPE_CHECKING:
     from gplfast.config import TrainConfig
+    from gplfast.models.segments import Segments
     from gplfast.models.training_rows import Examples
 
 
@@ -52,10 +54,12 @@ def fit(
     progress: Progress | None = None,
     dev: DevSet | None = None,
     threads: int = 0,
+    remining: Segments | None = None,
 ) -> Fit:
     """Train in place, going on from the newest whole checkpoint of the same key and precision.
 
     With `dev` the student ends up as it was at the step that is best on it, otherwise as it was at the last one.
+    With `remining` rows come from there, one segment of steps after the other; `examples` are those of the first one.
 
     MarginMSE when the examples have margins: rows in file order, dot or cosine as the configuration says. Otherwise
     MultipleNegativesRanking: shuffled per epoch, no passage (by text) twice in a batch.
@@ -69,13 +73,14 @@ def fit(
     selector = None
     if dev is not None:
         selector = Selector(student, dev, checkpoints, mark, config, n_steps=n_steps, threads=threads)
-    trainer = _trainer_class()(
+    parts = _whole_rows(student, examples) if remining is None else _segment_rows(student, config, precision, remining)
+    trainer = parts.trainer(
         model=student,
         args=_arguments(checkpoints, config, examples, n_steps=n_steps, seed=seed, precision=precision),
-        train_dataset=training_rows.dataset(examples),
+        train_dataset=parts.dataset,
         loss=training_rows.loss(student, config, examples),
-        data_collator=training_rows.collator(student, examples),
-        callbacks=[*([selector.callback()] if selector else []), _callback(mark, progress)],
+        data_collator=parts.collator,
+        callbacks=[*([selector.callback()] if selector else []), *parts.callbacks, _callback(mark, progress)],
     )
     for shown in ("ProgressCallback", "PrinterCallback"):
         for callback in [item for item in trainer.callback_handler.callbacks if type(item).__name__ == shown]:
@@ -83,6 +88,27 @@ def fit(
     trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
     losses = [{"step": row["step"], "loss": row["loss"]} for row in trainer.state.log_history if "loss" in row]
     return Fit(int(trainer.state.global_step), precision, losses, selector.finish() if selector else None)
+
+
+class _Rows(NamedTuple):
+    """How rows come to the trainer."""
+
+    trainer: Any
+    dataset: Any
+    collator: Any
+    callbacks: list[Any]
+
+
+def _whole_rows(student: Any, examples: Examples) -> _Rows:
+    collator = training_rows.collator(student, examples)
+    return _Rows(_trainer_class(), training_rows.dataset(examples), collator, [])
+
+
+def _segment_rows(student: Any, config: TrainConfig, precision: str, found: Segments) -> _Rows:
+    rows = segments.SegmentRows(found, config.batch_size, lambda part: training_rows.collator(student, part))
+    callback = segments.callback(rows, found, lambda: StudentEncoder(student, config, precision))
+    data = segments.dataset(found.n_steps * config.batch_size)
+    return _Rows(segments.trainer_class(_trainer_class(), rows), data, segments.RowNumbers(), [callback])
 
 
 def _arguments(

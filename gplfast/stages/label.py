@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gplfast.errors import DataError, ModelError
+from gplfast.errors import ArtifactError, DataError, ModelError
 from gplfast.mining.held_out import held_out
 from gplfast.mining.lists import Lists, only, single
 from gplfast.mining.sampling import Visits, visited, visits
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from gplfast.store.negatives import Negatives
 
 SHARD_ROWS = 32_768
+_SCORES = b"gplfast.scores"
 Report = Callable[[str, int, int], None]
 
 
@@ -78,6 +80,7 @@ def label(
     scores: Path,
     seed: int,
     report: Report | None = None,
+    rows: Callable[[int], tuple[int, int]] | None = None,
 ) -> Margins:
     """Draw the visits of the training, score their pairs and write the margins, shard by shard.
 
@@ -98,6 +101,8 @@ def label(
         scores: Directory of the score stores; a pair is scored once in its life.
         seed: Seed of the visits.
         report: Called with (what, done, all).
+        rows: Gives, for so many queries that are trained on, the first row of the visits and the one after the last;
+            by default all that the training takes. Any part has the rows that the whole has there.
 
     Returns:
         The margins, raw logits unless another activation was asked for.
@@ -128,15 +133,17 @@ def label(
         )
         score = functools.partial(_score, scorer, corpus, queries)
         kept = _best_queries(eligible, queries, score, config.keep_share, report)
+        first, end = rows(len(kept)) if rows is not None else (0, train.n_steps(len(kept)) * train.batch_size)
         counts = {
-            "rows drawn": train.n_steps(len(kept)) * train.batch_size,
+            "queries": len(kept),
+            "rows drawn": end - first,
             "queries skipped, no negatives": len(queries) - with_negatives,
             "queries dropped by score": len(eligible) - len(kept),
         }
         if train.dev_share:
             counts["queries held out"] = with_negatives - len(eligible)
         draw = functools.partial(visits, only(positives, kept), pool, seed=seed)
-        _run(ShardSet(directory, wanted), draw, score, counts, report)
+        _run(ShardSet(directory, wanted), draw, score, counts, report, first=first)
     return load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
 
 
@@ -148,6 +155,19 @@ def load(directory: Path, made: Manifest, *, n_queries: int, n_passages: int) ->
     """
     table = ShardSet(directory, made).table()
     return Margins.from_table(table, str(directory), n_queries=n_queries, n_passages=n_passages)
+
+
+def mean_negative_score(directory: Path, made: Manifest) -> float:
+    """The mean score that the teacher gave the negatives of the rows of a finished artifact.
+
+    Raises:
+        ArtifactError: It is damaged, or made by a version that did not record it.
+    """
+    try:
+        totals = [json.loads(table.schema.metadata[_SCORES]) for table in ShardSet(directory, made).tables()]
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{directory} does not say how its negatives were scored; delete it") from error
+    return float(sum(total["sum"] for total in totals) / max(1, sum(total["n"] for total in totals)))
 
 
 def unique_pairs(rows: Visits) -> Pairs:
@@ -191,6 +211,8 @@ def _run(
     score: Callable[[Pairs, Progress], npt.NDArray[np.float32]],
     counts: dict[str, int],
     report: Report | None,
+    *,
+    first: int,
 ) -> None:
     n_rows = counts["rows drawn"]
     for shard in shards.missing(_n_shards(n_rows)):
@@ -200,12 +222,14 @@ def _run(
             if report is not None:
                 report("label", start + (stop - start) * done // max(total, 1), n_rows)
 
-        rows = draw(start=start, stop=stop)
+        rows = draw(start=first + start, stop=first + stop)
         pairs = unique_pairs(rows)
         scores = score(pairs, show)
         margins = (scores[pairs.positive] - scores[pairs.negative]).astype(np.float32)
         valid = np.isfinite(margins)
-        shards.write(shard, _rows(rows, margins, valid))
+        found = scores[pairs.negative][valid]
+        total = {_SCORES: json.dumps({"sum": float(found.sum(dtype=np.float64)), "n": found.size})}
+        shards.write(shard, _rows(rows, margins, valid).replace_schema_metadata(total))
     n_written = sum(table.num_rows for table in shards.tables())
     if not n_written:
         raise ModelError(f"the teacher gave NaN for all {n_rows} rows; use another teacher")

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import shutil
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from gplfast.mining.held_out import held_out, searched
 from gplfast.mining.lists import same_text_groups
 from gplfast.models import student as students
 from gplfast.models import training
+from gplfast.models.segments import Segments
 from gplfast.models.selection import DevSet
 from gplfast.models.training_rows import Examples
 from gplfast.settings import output_settings
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from gplfast.config import TrainConfig
     from gplfast.mining.held_out import HeldOut
+    from gplfast.models.student_encoder import StudentEncoder
     from gplfast.store.corpus import Corpus
     from gplfast.store.generated import GeneratedQueries
     from gplfast.store.margins import Margins
@@ -38,6 +40,24 @@ MARGIN_MSE, MNRL = "margin-mse", "mnrl"
 # Rows on which the student's own margins are looked at before training.
 _SAMPLE_ROWS = 512
 Report = Callable[[str, int, int], None]
+
+
+class Remining(Protocol):
+    """What gives the rows of R-GPL's segments; see `stages.refresh`."""
+
+    @property
+    def every(self) -> int:
+        """Steps of a segment."""
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the training."""
+
+    def rows(self, step: int, student: StudentEncoder, *, now: bool) -> Examples:
+        """The rows of the segment that begins at a step; `now`: training stands at that step."""
+
+    def log(self) -> list[dict[str, Any]]:
+        """What each refresh did."""
 
 
 def manifest(inputs: dict[str, str], base_fingerprint: str, config: TrainConfig, loss: str, seed: int) -> Manifest:
@@ -122,6 +142,7 @@ def train(
     threads: int = 0,
     dev: Callable[[], DevSet | None] | None = None,
     report: Report | None = None,
+    remining: Remining | None = None,
 ) -> Path:
     """Train the student and write `directory/model`, a normal sentence-transformers model, with our manifest beside it.
 
@@ -137,6 +158,7 @@ def train(
         threads: CPU threads, 0 for all.
         dev: Gives what the best step is chosen by, see `dev_set`; without it the last step's model is written.
         report: Called with (what, done, all).
+        remining: Gives the rows of later segments of the training, `examples` then those of the first one (R-GPL).
 
     Returns:
         The model's directory.
@@ -159,6 +181,14 @@ def train(
     n_steps = (
         config.n_steps(len(rows.queries)) if rows.margins is None else max(1, len(rows.queries) // config.batch_size)
     )
+    segments = None
+    if remining is not None:
+        n_steps = remining.n_steps
+
+        def remine(step: int, encoder: StudentEncoder, now: bool) -> Examples:
+            return prepare_labels(remining.rows(step, encoder, now=now), student, config, done)[0]
+
+        segments = Segments(remining.every, n_steps, remine)
     fit = training.fit(
         student,
         rows,
@@ -170,11 +200,16 @@ def train(
         progress=None if report is None else lambda step, steps: report("train", step, steps),
         dev=dev() if dev is not None else None,
         threads=threads,
+        remining=segments,
     )
     directory.mkdir(parents=True, exist_ok=True)
     retract(directory)
     students.save(student, model_path)
     counts: dict[str, float] = {"rows": len(rows.queries), "steps": fit.n_steps}
+    if remining is not None:
+        done["refreshes"] = remining.log()
+        counts["rows"] = n_steps * config.batch_size
+        counts["refreshes"] = sum(item["refreshed"] for item in done["refreshes"])
     if fit.selected is not None:
         counts |= {"best step": fit.selected.best_step, f"dev {fit.selected.metric}": fit.selected.best_score}
         done["selection"] = dataclasses.asdict(fit.selected)
@@ -185,8 +220,17 @@ def train(
     return model_path
 
 
-def prepare_labels(examples: Examples, student: Any, config: TrainConfig) -> tuple[Examples, dict[str, Any]]:
+def prepare_labels(
+    examples: Examples, student: Any, config: TrainConfig, like: dict[str, Any] | None = None
+) -> tuple[Examples, dict[str, Any]]:
     """Bring margins to the student's scale, look at both ranges and warn when they do not fit.
+
+    Args:
+        examples: The training rows.
+        student: The student before training.
+        config: Settings of the step.
+        like: What was done to other rows of the same training: the same is done to these, without a look at the
+            student, which may be another one by now. A teacher's units must not change in the middle of a training.
 
     Returns:
         The examples with the labels to train on, and what was done, for `training.json`.
@@ -194,15 +238,20 @@ def prepare_labels(examples: Examples, student: Any, config: TrainConfig) -> tup
     if examples.margins is None:
         return examples, {}
     bounded = config.similarity == "cosine" or students.normalizes(student)
-    own = rescale.spread(students.margins(student, examples, config.similarity, _SAMPLE_ROWS))
+    before = None if like is None else like["rescaling"]["before"]
+    own = (
+        rescale.spread(students.margins(student, examples, config.similarity, _SAMPLE_ROWS))
+        if like is None
+        else like["student_margins_before"]
+    )
     if config.rescale_range:
-        labels, done = rescale.scale_to_range(examples.margins, *config.rescale_range)
+        labels, done = rescale.scale_to_range(examples.margins, *config.rescale_range, like=before)
     elif config.rescale == "auto" and bounded:
         mean = config.label_mean or rescale.students_mean(own)
-        labels, done = rescale.scale_to_mean(examples.margins, mean, clip=config.label_clip)
+        labels, done = rescale.scale_to_mean(examples.margins, mean, clip=config.label_clip, like=before)
     else:
         labels, done = rescale.keep(examples.margins)
-    warning = rescale.misfit(done.after, own, bounded=bounded)
+    warning = rescale.misfit(done.after, own, bounded=bounded) if like is None else None
     if warning:
         logger.warning("%s", warning)
     report = {"rescaling": dataclasses.asdict(done), "student_margins_before": own, "warning": warning}

@@ -173,7 +173,9 @@ def test_a_measure_is_what_the_trained_model_gives_when_it_is_served(world, cosi
     qrels = {str(q): {str(p): 1} for q, p in enumerate(DEV.own)}
     expected = ir_measures.calc_aggregate([ir_measures.nDCG @ 10], qrels, run)[ir_measures.nDCG @ 10]
     student.train()
-    found = selection.measure(student, DEV, "nDCG@10", cosine=cosine, precision="fp32", threads=1)
+    found = selection.measure(
+        student, DEV, dataclasses.replace(CONFIG, similarity="cosine" if cosine else "dot"), "fp32", threads=1
+    )
     assert found == pytest.approx(expected, abs=1e-9)
     assert 0 < found < 1
 
@@ -185,7 +187,7 @@ def test_a_measure_leaves_modes_and_random_state(world):
     student.train()
     frozen = student[0].auto_model.embeddings.eval()  # as a user may freeze a part
     before = torch.get_rng_state()
-    selection.measure(student, DEV, "MRR@10", cosine=True, precision="fp32", threads=1)
+    selection.measure(student, DEV, CONFIG, "fp32", threads=1)
     assert torch.equal(before, torch.get_rng_state())
     modes = {module.training for module in student.modules() if module not in set(frozen.modules())}
     assert modes == {True}
@@ -199,7 +201,7 @@ def test_a_student_that_gives_nan_is_named(world):
     with torch.no_grad():
         next(iter(student.parameters())).fill_(float("nan"))
     with pytest.raises(ModelError, match="its training diverged"):
-        selection.measure(student, DEV, "nDCG@10", cosine=True, precision="fp32", threads=1)
+        selection.measure(student, DEV, CONFIG, "fp32", threads=1)
 
 
 def opened(world):
@@ -361,15 +363,17 @@ def test_settings_of_selection_without_held_out_queries_are_refused():
     assert (config.genq.dev_share, config.genq.select_patience) == (0.2, 0)
 
 
-def test_both_students_of_a_run_are_selected(tmp_path, world, cache):
-    overrides = world.settings(train={"dev_share": 0.3, "select_every": 2}, loss="both")
+def test_all_students_of_a_run_are_selected(tmp_path, world, cache):
+    overrides = world.settings(
+        train={"dev_share": 0.3, "select_every": 2}, students=["gpl", "rgpl", "genq"], refresh={"every": 2}
+    )
     pipeline = Pipeline(world.corpus, tmp_path / "work", load_config(overrides=overrides))
     with pipeline.work:
         pipeline.run()
     queries, margins = pipeline.queries(), pipeline.margins()
     found = held_out(pipeline.corpus, queries, 0.3, 0)
     assert found.train[margins.queries].all()
-    for student in ("gpl", "genq"):
+    for student in ("gpl", "rgpl", "genq"):
         folder = tmp_path / "work" / "train" / student
         curve = json.loads((folder / "training.json").read_text())["selection"]
         assert curve["n_queries"] == found.dev.sum()
@@ -382,8 +386,12 @@ def test_both_students_of_a_run_are_selected(tmp_path, world, cache):
     other = Pipeline(
         world.corpus,
         tmp_path / "work",
-        load_config(overrides=world.settings(train={"dev_share": 0.2, "select_every": 2}, loss="both")),
+        load_config(
+            overrides=world.settings(
+                train={"dev_share": 0.2, "select_every": 2}, students=["gpl", "rgpl", "genq"], refresh={"every": 2}
+            )
+        ),
     )
     stale = {planned.step for planned in other.plan() if not planned.fresh}
-    assert stale == {"label", "train gpl", "train genq"}
+    assert stale == {"label", "train gpl", "train rgpl", "train genq"}
     assert not freshness(other.directory("label"), other.wanted("label")).fresh

@@ -1,0 +1,142 @@
+"""R-GPL's refreshes made of the pipeline's own steps: mining and labelling, given to the training as callables."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+from gplfast.mining.lists import Lists
+from gplfast.store.scores import n_stored
+from gplfast.systems import Systems
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from gplfast.artifacts import Report
+    from gplfast.config import MineConfig
+    from gplfast.models.student_encoder import StudentEncoder
+    from gplfast.models.training_rows import Examples
+    from gplfast.stages.refresh import Refreshes, RowsOf, Steps, Student
+    from gplfast.store.manifest import Manifest
+    from gplfast.store.margins import Margins
+    from gplfast.store.negatives import Negatives
+
+# What the student in training is called among the retrievers.
+STUDENT = "student"
+
+
+class Remining(Systems):
+    """What trains R-GPL, besides what trains GPL."""
+
+    def refreshes(self) -> Refreshes:
+        """The rows of R-GPL's training, segment by segment."""
+        from gplfast.stages import refresh
+
+        config, directory = self.config, self.directory("train rgpl")
+        return refresh.Refreshes(
+            directory,
+            self.wanted("train rgpl").key,
+            self._refresh_steps(),
+            self.corpus,
+            self.queries(),
+            config=config.refresh,
+            train=config.train,
+            seed=config.seed,
+            threads=config.threads,
+            report=self.report,
+        )
+
+    def _refresh_steps(self) -> Steps:
+        from gplfast.stages import label, mine, refresh
+
+        config, scores = self.config, self.work.path("scores")
+        inputs = {"corpus": self.corpus.fingerprint, "queries": self._input("generate").key}
+        teacher = self._served(config.label.model)
+        negatives = {**inputs, "negatives": self._input("mine").key}
+        mining = self._mining_of_refreshes()
+        n_queries, n_passages = len(self.queries()), len(self.corpus)
+
+        def mine_with(
+            folder: Path, made: Manifest, student: Student, embeddings: Path, report: Report | None
+        ) -> Negatives:
+            encoders: dict[str, Callable[[], Any] | None] = {STUDENT: lambda: student}
+            options: dict[str, Any] = {"encoders": encoders, "embeddings": embeddings, "threads": config.threads}
+            return mine.mine(self.corpus, self.queries(), folder, made, mining, report=report, **options)
+
+        # Opened once for all refreshes.
+        open_teacher = functools.cache(self._open_teacher)
+
+        def label_rows(folder: Path, made: Manifest, pool: Negatives, rows: RowsOf, report: Report | None) -> Margins:
+            return label.label(
+                *(self.corpus, self.queries(), pool, folder, made),
+                config=config.label,
+                train=config.train,
+                open_teacher=open_teacher,
+                scores=scores,
+                seed=config.seed,
+                report=report,
+                rows=rows,
+            )
+
+        return refresh.Steps(
+            initial=lambda: Lists(*self.negatives().union()),
+            mine=mine_with,
+            label=label_rows,
+            load=functools.partial(label.load, n_queries=n_queries, n_passages=n_passages),
+            negative_score=label.mean_negative_score,
+            pairs_stored=lambda: n_stored(scores),
+            mine_manifest=mine.manifest(inputs, {STUDENT: ""}, mining),
+            label_manifest=label.manifest(negatives, teacher, config.label, config.train, config.seed),
+        )
+
+    def _mining_of_refreshes(self) -> MineConfig:
+        """How a refresh mines: its own number, the student's similarity, exclusions as before training."""
+        config = self.config
+        return dataclasses.replace(
+            config.mine,
+            retrievers=(STUDENT,),
+            metrics=(config.train.similarity,),
+            negatives_per_query=config.refresh.negatives_per_query,
+            round_trip_top=0,  # which queries are trained on was decided before
+            batch_size=config.refresh.batch_size,
+        )
+
+    def _open_teacher(self) -> Any:
+        return self.serving.teacher(self.model(self.config.label.model).path)
+
+
+class SegmentExamples:
+    """The refreshes' rows as the training takes them."""
+
+    def __init__(self, found: Refreshes, examples: Callable[[Margins], Examples]) -> None:
+        """Nothing is made yet.
+
+        Args:
+            found: The refreshes.
+            examples: Gives training rows of margins.
+        """
+        self._found, self._examples = found, examples
+
+    @property
+    def every(self) -> int:
+        """Steps of a segment."""
+        return self._found.every
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the training."""
+        return self._found.n_steps
+
+    def first(self) -> Examples:
+        """The rows of the first segment."""
+        return self._examples(self._found.first())
+
+    def rows(self, step: int, student: StudentEncoder, *, now: bool) -> Examples:
+        """The rows of the segment that begins at a step."""
+        return self._examples(self._found.rows(step, student, now=now))
+
+    def log(self) -> list[dict[str, Any]]:
+        """What each refresh did."""
+        return self._found.log()
