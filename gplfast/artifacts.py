@@ -157,7 +157,7 @@ class Artifacts:
             return generate.manifest(self.corpus.fingerprint, model, config.generate, seed)
         inputs = {"corpus": self.corpus.fingerprint, "queries": self._input("generate").key}
         if step == "mine":
-            return mine.manifest(inputs, self._retriever_fingerprints(), config.mine)
+            return mine.manifest(inputs, self._retriever_fingerprints(), config.mine, seed)
         if step == "train genq":
             base = self.model(config.genq.base).fingerprint
             return train.manifest(inputs, base, config.genq, train.MNRL, seed)
@@ -210,15 +210,10 @@ class Artifacts:
         return self.work.path("/".join(step.split()))
 
     def retrievers(self) -> dict[str, str]:
-        """Short name (the last part of a path or hub name) to the name that was given."""
-        short: dict[str, str] = {}
-        for name in self.config.mine.retrievers:
-            base = Path(name).name or name
-            number = 2
-            while base in short:
-                base, number = f"{Path(name).name}-{number}", number + 1
-            short[base] = name
-        return short
+        """Short name to given name of the retrievers that the sources of negatives use."""
+        from gplfast.mining.sources import used_retrievers
+
+        return used_retrievers(self.config.mine)
 
     def _served(self, name: str) -> str:
         return served_fingerprint(self.model(name).fingerprint, self.config)

@@ -69,6 +69,36 @@ class MineConfig(Checked):
     exclude_duplicates: bool = setting(True, "also exclude passages with the same text as the positive")
     round_trip_top: int = setting(0, "skip queries whose passage is in no retriever's best so many (0: none)", low=0)
     batch_size: int = setting(AUTO, "texts per batch at most (0: as many as fit by tokens)", low=0, output=False)
+    sources: tuple[str, ...] = setting(
+        (),
+        "where negatives come from, each with how many per query: dense:50 (each bi-encoder), bm25:25, a retriever's "
+        "name, random:5, gold:5 (positives of other queries), explicit:10; ranks: dense@10-210:15 (10 to 209), "
+        "dense@semi-hard:20 (best below the positive); empty: negatives_per_query of each retriever",
+        added=True,
+    )
+    sampling: str = setting(
+        "top",
+        "which of a source's candidates are taken: the best, or drawn at random",
+        choices=("top", "random"),
+        added=True,
+    )
+    candidates: int = setting(
+        0, "candidates per source that negatives are taken from (0: as many as needed)", low=0, added=True
+    )
+    explicit: str = setting("", "JSON lines of your own negatives: {qid, neg: [document ids]}", output=False)
+    positives: str = setting(
+        "all",
+        "of several positives of a query: all, or hard: the one that the first retriever ranks lowest",
+        choices=("all", "hard"),
+        added=True,
+    )
+    search: str = setting(
+        "exact",
+        "how bi-encoders find candidates; FAISS is approximate, its recall is counted",
+        choices=("exact", "faiss-hnsw", "faiss-ivf"),
+        added=True,
+    )
+    nprobe: int = setting(16, "lists that faiss-ivf looks into per query", low=1, added=True)
 
 
 @dataclasses.dataclass(frozen=True)

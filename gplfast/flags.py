@@ -46,7 +46,7 @@ _SERVED = ("provider", "precision")
 _GENERAL = {
     "run": ("seed", "threads", "students", *_SERVED),
     "generate": ("seed", "threads", *_SERVED),
-    "mine": ("threads", *_SERVED),
+    "mine": ("seed", "threads", *_SERVED),
     "label": ("seed", "threads", *_SERVED),
     "train": ("seed", "threads", "students", "provider"),
     "evaluate": ("seed", "threads", *_SERVED),

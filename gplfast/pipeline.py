@@ -99,6 +99,7 @@ class Pipeline(Remining):
             self.config.mine,
             encoders={short: self._opener(short, name) for short, name in self.retrievers().items()},
             embeddings=self.work.path("embeddings"),
+            seed=self.config.seed,
             threads=self.config.threads,
             report=self.report,
         )

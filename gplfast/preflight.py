@@ -20,6 +20,7 @@ _NEEDS = {
     "training": ("train", ("torch", "transformers", "sentence_transformers", "accelerate", "datasets")),
     "evaluation": ("eval", ("ir_measures", "scipy")),
     "bm25": ("", ("bm25s",)),
+    "approximate search": ("faiss", ("faiss",)),
 }
 
 
@@ -27,7 +28,8 @@ def require(kinds: Iterable[str]) -> None:
     """Check that the packages for some kinds of work are installed, without importing them.
 
     Args:
-        kinds: Among "serving models", "training", "evaluation" and "bm25".
+        kinds: Among "serving models", "training", "evaluation", "bm25" and
+            "approximate search".
 
     Raises:
         MissingExtraError: One is not; the message names the extra that brings it.

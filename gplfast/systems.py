@@ -117,7 +117,7 @@ class Systems(Artifacts):
         config = self.config
         if "generate" in steps:
             preflight.generator(self.model(config.generate.model).path)
-        for name in config.mine.retrievers if "mine" in steps else ():
+        for name in self.retrievers().values() if "mine" in steps else ():
             if name != BM25:
                 preflight.bi_encoder(self.model(name).path, "retriever")
         if {"label", "train rgpl"} & set(steps) or BM25_TEACHER in systems:
@@ -137,9 +137,12 @@ class Systems(Artifacts):
             MissingExtraError: The message names the extra that brings it.
         """
         kinds = ["training"] if any(step.startswith("train") for step in stale) else []
-        served = {"generate", "label", "train rgpl", *(["mine"] if set(self.config.mine.retrievers) != {BM25} else [])}
+        retrievers = set(self.retrievers().values())
+        served = {"generate", "label", "train rgpl", *(["mine"] if retrievers - {BM25} else [])}
         if served & set(stale) or set(systems) - {BM25}:
             kinds.append("serving models")
-        if ("mine" in stale and BM25 in self.config.mine.retrievers) or {BM25, BM25_TEACHER} & set(systems):
+        if ("mine" in stale and BM25 in retrievers) or {BM25, BM25_TEACHER} & set(systems):
             kinds.append("bm25")
+        if "mine" in stale and self.config.mine.search != "exact":
+            kinds.append("approximate search")
         preflight.require([*kinds, "evaluation"] if evaluate else kinds)

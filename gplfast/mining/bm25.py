@@ -83,21 +83,22 @@ class Bm25:
                 progress(number + 1, len(queries))
         return Ranking(scores, ids)
 
-    def pair_scores(self, queries: Sequence[str], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """The score of each query with one passage, to the bit what `search` gives.
+    def pair_scores(self, queries: Sequence[str], pairs: Lists) -> npt.NDArray[np.float32]:
+        """The score of each query with some passages, to the bit what `search` gives.
 
         Args:
             queries: The query texts.
-            rows: int64 (n_queries,), the passages.
+            pairs: The passages of each query.
 
         Returns:
-            float32 (n_queries,); NaN where the two share no word: `search` never returns such a passage.
+            float32 (n_pairs,), in the order of `pairs.rows`; NaN where the two share no word: `search` never returns
+            such a passage.
         """
-        scores = np.full(len(queries), np.nan, np.float32)
+        scores = np.full(len(pairs.rows), np.nan, np.float32)
         for number, tokens in enumerate(self._tokenize(queries)):
             if self._index is not None and tokens:
-                score = self._scores(tokens)[rows[number]]
-                scores[number] = score if score > 0 else np.nan
+                found = self._scores(tokens)[pairs.list(number)]
+                scores[pairs.indptr[number] : pairs.indptr[number + 1]] = np.where(found > 0, found, np.nan)
         return scores
 
     def _scores(self, tokens: list[str]) -> npt.NDArray[np.float32]:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 SHARD_ROWS = 2048
 # Rows of queries per call of the search, only so that progress is seen; the answers do not depend on it.
 _SEARCH_ROWS = 2048
+# So few queries are searched without packing the documents first, which would take longer than the search.
+_FEW_ROWS = 64
+
+_METRICS: dict[str, Literal["ip", "cosine"]] = {"cosine": "cosine", "dot": "ip"}
 
 Progress = Callable[[int, int], None]
 Kind = Literal["query", "document"]
@@ -76,7 +80,7 @@ def embed(
     Returns:
         float32 (n_rows, dim), memory-mapped.
     """
-    identity = hashlib.sha256(f"{encoder.fingerprint} {texts_fingerprint} {kind}".encode()).hexdigest()
+    identity = embeddings_identity(encoder, texts_fingerprint, kind)
     store = EmbeddingStore(
         root / identity[:24], identity, encoder.dim, n_rows, shard_rows=SHARD_ROWS, batch_size=batch_size
     )
@@ -90,6 +94,11 @@ def embed(
         values = encoder.encode(texts(rows), kind=kind, batch_size=batch_size, progress=show)
         store.write(shard, np.ascontiguousarray(values, np.float32))
     return store.array()
+
+
+def embeddings_identity(encoder: Encoder, texts_fingerprint: str, kind: Kind) -> str:
+    """What embeddings are known by: sha256 (hex) of the encoder, the texts and the prompt."""
+    return hashlib.sha256(f"{encoder.fingerprint} {texts_fingerprint} {kind}".encode()).hexdigest()
 
 
 def search(
@@ -115,8 +124,11 @@ def search(
     """
     from gplfast import ops
 
-    threads_or_all = threads or None
-    index = ops.Index(docs.shape[1], "cosine" if metric == "cosine" else "ip")
+    threads_or_all, name = threads or None, _METRICS[metric]
+    if 0 < len(queries) <= _FEW_ROWS:
+        few = ops.search(np.ascontiguousarray(queries), docs, k, metric=name, exclude=exclude, threads=threads_or_all)
+        return Ranking(few.scores, few.ids)
+    index = ops.Index(docs.shape[1], name)
     index.add(docs, threads=threads_or_all)
     parts = []
     for start in range(0, len(queries), _SEARCH_ROWS):
@@ -124,7 +136,7 @@ def search(
         hits = index.search(
             np.ascontiguousarray(queries[start:stop]),
             k,
-            exclude=None if exclude is None else _part(exclude, start, stop),
+            exclude=None if exclude is None else exclude.part(start, stop),
             threads=threads_or_all,
         )
         parts.append(hits)
@@ -138,41 +150,34 @@ def search(
 def pair_scores(
     queries: npt.NDArray[np.float32],
     docs: npt.NDArray[np.float32],
-    rows: npt.NDArray[np.int64],
+    pairs: Lists,
     *,
     metric: str,
     threads: int = 0,
 ) -> npt.NDArray[np.float32]:
-    """The score of each query with one row, to the bit what `search` gives.
+    """The score of each query with some rows, to the bit what `search` gives.
 
     Args:
         queries: float32 (n_queries, dim).
         docs: float32 (n_docs, dim).
-        rows: int64 (n_queries,), rows of docs.
+        pairs: Rows of docs of each query.
         metric: "cosine" or "dot".
         threads: CPU threads, 0 for all.
 
     Returns:
-        float32 (n_queries,); NaN where a pair has no score: `search` never returns it.
+        float32 (n_pairs,), in the order of `pairs.rows`; NaN where a pair has no score: `search` never returns it.
     """
     from gplfast import ops
 
-    n = len(queries)
-    both = np.concatenate([queries, docs[rows]])  # a copy of these rows only
-    pairs = np.arange(2 * n, dtype=np.int64).reshape(2, n).T.ravel()
-    lists = (2 * np.arange(n + 1, dtype=np.int64), pairs)
-    found = ops.gram(
-        both, lists, metric="cosine" if metric == "cosine" else "ip", triangle=True, threads=threads or None
-    )
+    n = len(pairs.rows)
+    owners = np.repeat(np.arange(len(queries)), pairs.lengths)
+    both = np.concatenate([queries[owners], docs[pairs.rows]])  # a copy of these rows only
+    indices = np.arange(2 * n, dtype=np.int64).reshape(2, n).T.ravel()
+    lists = (2 * np.arange(n + 1, dtype=np.int64), indices)
+    found = ops.gram(both, lists, metric=_METRICS[metric], triangle=True, threads=threads or None)
     return found.values.astype(np.float32, copy=False)
 
 
 def text_rows(texts: Sequence[str]) -> Callable[[range], list[str]]:
     """The `texts` argument of `embed` for a sequence in memory."""
     return lambda rows: list(texts[rows.start : rows.stop])
-
-
-def _part(lists: Lists, start: int, stop: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    indptr = lists.indptr[start : stop + 1]
-    rows = lists.rows[indptr[0] : indptr[-1]]
-    return np.ascontiguousarray(indptr - indptr[0]), np.ascontiguousarray(rows)

@@ -34,6 +34,15 @@ class Lists(NamedTuple):
         """The rows of list `index`."""
         return self.rows[self.indptr[index] : self.indptr[index + 1]]
 
+    def take(self, indices: Int64) -> Lists:
+        """The lists of some indices, in their order."""
+        return from_sequences([self.list(index) for index in indices.tolist()])
+
+    def part(self, start: int, stop: int) -> Lists:
+        """Lists start..stop-1."""
+        indptr = self.indptr[start : stop + 1]
+        return Lists(indptr - indptr[0], self.rows[indptr[0] : indptr[-1]])
+
 
 def from_sequences(lists: Sequence[Sequence[int] | Int64]) -> Lists:
     """CSR of a list of lists, order kept."""
@@ -52,6 +61,15 @@ def only(lists: Lists, kept: Int64) -> Lists:
     lengths = np.zeros(len(lists.indptr) - 1, np.int64)
     lengths[kept] = lists.lengths[kept]
     return Lists(_indptr(lengths), lists.rows[np.repeat(lengths == lists.lengths, lists.lengths)])
+
+
+def without(lists: Lists, excluded: Lists) -> Lists:
+    """The same lists, order kept, without the rows that the other ones hold."""
+    kept = []
+    for index in range(len(lists.lengths)):
+        rows = lists.list(index)
+        kept.append(rows[~np.isin(rows, excluded.list(index))])
+    return from_sequences(kept)
 
 
 def same_text_groups(texts: Sequence[str]) -> Int64:

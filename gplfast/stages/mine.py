@@ -5,61 +5,76 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from gplfast.mining import dense
-from gplfast.mining.bm25 import Bm25, Ranking
-from gplfast.mining.lists import Lists, from_sequences, same_text_groups, single, widen
-from gplfast.mining.round_trip import returns
+from gplfast.errors import ConfigError, DataError
+from gplfast.mining import dense, draws, retrievers, semi_hard, sources
+from gplfast.mining.approximate import Approximate
+from gplfast.mining.bm25 import Ranking
+from gplfast.mining.explicit import read_explicit
+from gplfast.mining.hard_positives import hardest
+from gplfast.mining.lists import Lists, same_text_groups, widen, without
+from gplfast.mining.round_trip import any_returns
 from gplfast.settings import output_settings
-from gplfast.store.manifest import Manifest, freshness
+from gplfast.store.manifest import Manifest, file_fingerprint, freshness
 from gplfast.store.negatives import Negatives
 from gplfast.store.shards import ShardSet
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import pyarrow as pa
 
     from gplfast.config import MineConfig
     from gplfast.mining.dense import Encoder
+    from gplfast.mining.lists import Int64
+    from gplfast.mining.retrievers import Retriever
     from gplfast.store.corpus import Corpus
-    from gplfast.store.generated import GeneratedQueries
+    from gplfast.store.labelled import Positives
 
+logger = logging.getLogger(__name__)
 SHARD_QUERIES = 4096
-BM25 = "bm25"
+BM25 = sources.BM25
 _COUNTS = b"gplfast.counts"
 Report = Callable[[str, int, int], None]
 
 
-class Source(NamedTuple):
-    """A retriever over queries start..stop-1.
-
-    Attributes:
-        search: Their best passages, some excluded.
-        own_scores: float32, of each with its own passage.
-    """
-
-    search: Callable[[int, int, Lists], Ranking]
-    own_scores: Callable[[int, int], npt.NDArray[np.float32]]
-
-
-def manifest(inputs: dict[str, str], fingerprints: dict[str, str], config: MineConfig) -> Manifest:
+def manifest(inputs: dict[str, str], fingerprints: dict[str, str], config: MineConfig, seed: int = 0) -> Manifest:
     """What the negatives depend on.
 
     Args:
         inputs: "corpus" and "queries".
-        fingerprints: Short name of each retriever, in order, to the fingerprint of its weights.
+        fingerprints: Short name of each retriever that is used, in order, to the fingerprint of its weights.
         config: Settings of the step.
+        seed: The run's seed; recorded where something is drawn.
+
+    Raises:
+        ConfigError: The sources are malformed.
+        DataError: The file of explicit negatives cannot be read.
     """
     settings = output_settings(config)
     # Paths do not matter, weights do; the names are kept because they name the columns.
     settings["retrievers"] = list(fingerprints)
-    settings["metrics"] = metrics(config)
+    settings["metrics"] = [_metric_of(config)[name] for name in fingerprints]
     settings["shard_queries"] = SHARD_QUERIES
+    if config.sources:
+        settings["sources"] = sources.canonical(sources.plan(config))
+    if sources.draws(config):
+        settings["seed"] = seed
+    if config.explicit:
+        inputs = {**inputs, "explicit": _fingerprint_of(config.explicit)}
     return Manifest("negatives", inputs=inputs, config=settings, models=fingerprints)
+
+
+def _fingerprint_of(file: str) -> str:
+    try:
+        return file_fingerprint(file)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be opened ({error.strerror}); check --explicit") from error
 
 
 def metrics(config: MineConfig) -> list[str]:
@@ -68,43 +83,51 @@ def metrics(config: MineConfig) -> list[str]:
     return given if len(given) == len(config.retrievers) else given * len(config.retrievers)
 
 
+def _metric_of(config: MineConfig) -> dict[str, str]:
+    """The similarity of each retriever by its short name; BM25 has one of its own, whatever is written here."""
+    return {BM25: "cosine", **dict(zip(sources.short_names(config.retrievers), metrics(config), strict=True))}
+
+
 def mine(
     corpus: Corpus,
-    queries: GeneratedQueries,
+    queries: Positives,
     directory: Path,
     wanted: Manifest,
     config: MineConfig,
     *,
     encoders: dict[str, Callable[[], Encoder] | None],
     embeddings: Path,
+    seed: int = 0,
     threads: int = 0,
     report: Report | None = None,
 ) -> Negatives:
-    """Find `negatives_per_query` passages per query and retriever and write them, shard by shard.
+    """Find the negatives of each query, of each source so many, and write them, shard by shard.
 
     Positives (and passages of the same text, when asked for) are excluded inside the search, so the number is reached
-    whenever the corpus has that many others; BM25 gives fewer where fewer share a word with the query.
+    whenever the corpus has that many others; BM25 gives fewer where fewer share a word with the query. What is drawn
+    or listed by the user has no scores.
 
-    With `round_trip_top` = K a query gets no negatives at all, and is counted, when none of the retrievers has its own
-    passage among its K best by (score descending, row ascending). Passages of the same text do not compete with it
-    where they are excluded.
+    With `round_trip_top` = K a query gets no negatives at all, and is counted, when none of the retrievers has one of
+    its positives among its K best by (score descending, row ascending). Positives do not compete with each other, nor
+    do passages of the same text where they are excluded.
 
     Args:
         corpus: The passages.
-        queries: The generated queries.
+        queries: Generated or labelled ones, with their positives.
         directory: The artifact's directory.
         wanted: The manifest to write, see `manifest`.
         config: Settings of the step.
-        encoders: Short name of each retriever to what opens it, None for BM25.
+        encoders: Short name of each retriever that is used to what opens it, None for BM25.
         embeddings: Directory of all embeddings.
+        seed: The run's seed.
         threads: CPU threads, 0 for all.
         report: Called with (what, done, all).
 
     Returns:
-        The negatives of every query.
+        The negatives of every query; the same for any number of threads and after any kill.
     """
     if not freshness(directory, wanted).fresh:
-        job = _Job(corpus, queries, wanted, config, embeddings, threads, report)
+        job = _Job(corpus, queries, wanted, config, embeddings, seed, threads, report)
         _run(job, ShardSet(directory, wanted), encoders)
     return load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
 
@@ -119,117 +142,221 @@ def load(directory: Path, made: Manifest, *, n_queries: int, n_passages: int) ->
     return Negatives.from_table(table, str(directory), n_queries=n_queries, n_docs=n_passages)
 
 
-def exclusions(corpus: Corpus, queries: GeneratedQueries, *, duplicates: bool) -> Lists:
-    """Per query the rows that are no negatives: its passage and, when asked for, all passages of the same text."""
-    positives = single(queries.passages)
+def exclusions(corpus: Corpus, queries: Positives, *, duplicates: bool) -> Lists:
+    """Per query the rows that are no negatives: its positives and, when asked for, all passages of the same text."""
+    positives = Lists(*queries.positives)
     return widen(positives, same_text_groups(corpus.texts())) if duplicates else positives
 
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
     corpus: Corpus
-    queries: GeneratedQueries
+    queries: Positives
     wanted: Manifest
     config: MineConfig
     embeddings: Path
+    seed: int
     threads: int
     report: Report | None
 
-    @property
-    def k(self) -> int:
-        """How many passages are searched for."""
-        return min(max(self.config.negatives_per_query, self.config.round_trip_top), len(self.corpus))
+    @functools.cached_property
+    def positives(self) -> Lists:
+        return Lists(*self.queries.positives)
 
-    def own(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        return self.queries.passages[start:stop]
+    @functools.cached_property
+    def excluded(self) -> Lists:
+        return exclusions(self.corpus, self.queries, duplicates=self.config.exclude_duplicates)
+
+    @functools.cached_property
+    def explicit(self) -> Lists:
+        """The user's negatives, those left out that are excluded."""
+        given = read_explicit(Path(self.config.explicit), self.corpus, self.queries)
+        return without(given, self.excluded)
+
+    def pool(self, column: str) -> Int64:
+        """The rows that `random` or `gold` draw from."""
+        return np.arange(len(self.corpus)) if column == sources.RANDOM else np.unique(self.positives.rows)
+
+    def show(self, what: str) -> Callable[[int, int], None] | None:
+        return None if self.report is None else functools.partial(self.report, what)
+
+
+class _Shard(NamedTuple):
+    """Queries start..stop-1, what each retriever found for them, and their exclusions and positives."""
+
+    queries: Int64
+    found: Mapping[str, Ranking]
+    retrievers: Mapping[str, Retriever]
+    excluded: Lists
+    positives: Lists
+
+    @property
+    def start(self) -> int:
+        return int(self.queries[0]) if len(self.queries) else 0
 
 
 def _run(job: _Job, shards: ShardSet, encoders: dict[str, Callable[[], Encoder] | None]) -> None:
     n_queries = len(job.queries)
     missing = shards.missing(_n_shards(n_queries))
-    excluded = exclusions(job.corpus, job.queries, duplicates=job.config.exclude_duplicates)
-    sources: dict[str, Source] = {}
-    for (name, open_encoder), metric in zip(encoders.items(), metrics(job.config), strict=True):
+    opened: dict[str, Retriever] = {}
+    for name, open_encoder in encoders.items():
         if missing:
-            sources[name] = _bm25(job) if open_encoder is None else _dense(job, name, open_encoder(), metric)
-    for shard in missing:
-        start, stop = shard * SHARD_QUERIES, min((shard + 1) * SHARD_QUERIES, n_queries)
-        part = from_sequences([excluded.list(query) for query in range(start, stop)])
-        rankings = {name: source.search(start, stop, part) for name, source in sources.items()}
-        kept = _round_trip(job, sources, rankings, start, stop)
-        n_most = job.config.negatives_per_query
-        found = Negatives.from_padded(
-            np.arange(start, stop),
-            {
-                name: (np.where(kept[:, None], ranking.ids[:, :n_most], -1), ranking.scores[:, :n_most])
-                for name, ranking in rankings.items()
-            },
-        )
-        table = found.table()
-        counts = {_COUNTS: json.dumps({"dropped": int((~kept).sum())})}
-        shards.write(shard, table.replace_schema_metadata({**table.schema.metadata, **counts}))
+            opened[name] = (
+                retrievers.bm25(job.corpus.texts(), job.queries.texts)
+                if open_encoder is None
+                else _dense(job, name, open_encoder())
+            )
+    recall = _recall(job, opened)
+    for number in missing:
+        start, stop = number * SHARD_QUERIES, min((number + 1) * SHARD_QUERIES, n_queries)
+        shards.write(number, _mined(job, opened, np.arange(start, stop), recall))
         if job.report is not None:
             job.report("mine", stop, n_queries)
     shards.finish(_counts(job, shards))
 
 
-def _round_trip(
-    job: _Job, sources: Mapping[str, Source], rankings: Mapping[str, Ranking], start: int, stop: int
-) -> npt.NDArray[np.bool_]:
-    """Which queries some retriever takes back to their passage; all of them where that is not asked for."""
+def _mined(job: _Job, opened: Mapping[str, Retriever], queries: Int64, recall: dict[str, int]) -> pa.Table:
+    """The negatives of a shard; with them what `_counts` cannot see in them."""
+    planned = sources.plan(job.config)
+    start, stop = (int(queries[0]), int(queries[-1]) + 1) if len(queries) else (0, 0)
+    excluded, positives = job.excluded.part(start, stop), job.positives.part(start, stop)
+    found = {
+        name: retriever.search(queries, _n_searched(job, planned, name), excluded) for name, retriever in opened.items()
+    }
+    shard = _Shard(queries, found, opened, excluded, positives)
+    kept = _round_trip(job, shard)
+    chosen = {source.column: _chosen(job, source, _candidates(job, source, shard), shard) for source in planned}
+    negatives = Negatives.from_padded(
+        queries,
+        {
+            source.column: (
+                np.where(kept[:, None], chosen[source.column].ids, -1),
+                chosen[source.column].scores if source.retriever else None,
+            )
+            for source in planned
+        },
+        _hard_positives(job, shard),
+    )
+    table = negatives.table()
+    counts = {_COUNTS: json.dumps({"dropped": int((~kept).sum()), **({"recall": recall} if recall else {})})}
+    return table.replace_schema_metadata({**table.schema.metadata, **counts})
+
+
+def _recall(job: _Job, opened: Mapping[str, Retriever]) -> dict[str, int]:
+    """How much of the exact answer each approximate retriever finds, for the counts of the manifest."""
+    found = {}
+    for name, retriever in opened.items():
+        if retriever.recall is not None:
+            k = _n_searched(job, sources.plan(job.config), name)
+            share = retriever.recall(k, job.excluded)
+            logger.info("%s: %s finds %.3f of the exact %d best", name, job.config.search, share, k)
+            found[f"recall@{k} {name}, per mille"] = round(1000 * share)
+    return found
+
+
+def _n_searched(job: _Job, planned: Sequence[sources.Source], retriever: str) -> int:
+    """How many passages of a retriever are searched for."""
+    depths = [source.depth for source in planned if source.retriever == retriever]
+    return min(max([*depths, job.config.round_trip_top]), len(job.corpus))
+
+
+def _candidates(job: _Job, source: sources.Source, shard: _Shard) -> Ranking:
+    """What a source offers for each query, best first: at least as many as are asked for where there are."""
+    if source.column in sources.DRAWN:
+        pool = job.pool(source.column)
+        return draws.drawn(
+            pool, source.depth, shard.excluded, seed=job.seed, column=source.column, first_query=shard.start
+        )
+    if source.column == sources.EXPLICIT:
+        return draws.listed(job.explicit.part(shard.start, shard.start + len(shard.queries)))
+    found = shard.found[source.retriever]
+    if source.semi_hard:
+        retriever = shard.retrievers[source.retriever]
+        limit = semi_hard.limits(retriever.pair_scores(shard.queries, shard.positives), shard.positives)
+
+        def deeper(numbers: Int64, k: int, excluded: Lists) -> Ranking:
+            return retriever.search(shard.queries[numbers], k, excluded)
+
+        return semi_hard.below_positive(
+            deeper, found, limit, shard.excluded, depth=source.depth, n_docs=len(job.corpus)
+        )
+    return Ranking(found.scores[:, source.first : source.depth], found.ids[:, source.first : source.depth])
+
+
+def _chosen(job: _Job, source: sources.Source, candidates: Ranking, shard: _Shard) -> Ranking:
+    """The negatives among a source's candidates."""
+    at_random = job.config.sampling == "random" and source.column not in sources.DRAWN
+    if at_random:
+        candidates = draws.shuffled(candidates, seed=job.seed, column=source.column, first_query=shard.start)
+    # Filters belong here: candidates stand in the order in which they are to be asked, and become id -1 when dropped.
+    chosen = draws.first(candidates, source.n)
+    return draws.best_first(chosen) if at_random and source.retriever else chosen
+
+
+def _hard_positives(job: _Job, shard: _Shard) -> Int64 | None:
+    """The positive of each query that the first retriever ranks lowest, where that is asked for."""
+    if job.config.positives == "all":
+        return None
+    if not shard.retrievers:
+        raise ConfigError("[mine] positives is hard but no source has a retriever; add dense or bm25 to sources")
+    retriever = next(iter(shard.retrievers.values()))
+    return hardest(retriever.pair_scores(shard.queries, shard.positives), shard.positives)
+
+
+def _round_trip(job: _Job, shard: _Shard) -> npt.NDArray[np.bool_]:
+    """Which queries some retriever takes back to a positive; all of them where that is not asked for."""
     top = job.config.round_trip_top
-    kept = np.full(stop - start, top == 0)
-    for name, ranking in rankings.items() if top else ():
-        kept |= returns(ranking, sources[name].own_scores(start, stop), job.own(start, stop), top)
+    kept = np.full(len(shard.queries), top == 0)
+    for name, ranking in shard.found.items() if top else ():
+        scores = shard.retrievers[name].pair_scores(shard.queries, shard.positives)
+        kept |= any_returns(ranking, scores, shard.positives, top)
     return kept
 
 
 def _counts(job: _Job, shards: ShardSet) -> dict[str, int]:
     done = Negatives.from_table(shards.table(), str(shards.directory))
-    n_dropped = sum(json.loads(table.schema.metadata[_COUNTS])["dropped"] for table in shards.tables())
+    told: list[dict[str, Any]] = [json.loads(table.schema.metadata[_COUNTS]) for table in shards.tables()]
+    n_dropped = sum(shard["dropped"] for shard in told)
     n_without = int((np.diff(done.union()[0]) == 0).sum())
     counts = {"queries": len(job.queries), "queries without negatives": n_without - n_dropped}
     if job.config.round_trip_top:
         counts["queries dropped by round trip"] = n_dropped
-    return counts | {f"negatives {name}": len(ranked.docs) for name, ranked in done.lists.items()}
+    counts |= {f"negatives {name}": len(ranked.docs) for name, ranked in done.lists.items()}
+    counts |= told[0].get("recall", {})
+    return counts
 
 
-def _bm25(job: _Job) -> Source:
-    index = Bm25(job.corpus.texts())
-    texts = job.queries.texts
-    return Source(
-        lambda start, stop, excluded: index.search(texts[start:stop], job.k, exclude=excluded),
-        lambda start, stop: index.pair_scores(texts[start:stop], job.own(start, stop)),
-    )
-
-
-def _dense(job: _Job, name: str, encoder: Encoder, metric: str) -> Source:
-    def show(what: str) -> Callable[[int, int], None] | None:
-        return None if job.report is None else functools.partial(job.report, f"embed {what} ({name})")
-
-    embed = functools.partial(dense.embed, encoder, root=job.embeddings, batch_size=job.config.batch_size)
+def _dense(job: _Job, name: str, encoder: Encoder) -> Retriever:
+    config = job.config
+    embed = functools.partial(dense.embed, encoder, root=job.embeddings, batch_size=config.batch_size)
     docs = embed(
         job.corpus.texts,
         len(job.corpus),
         texts_fingerprint=job.corpus.fingerprint,
         kind="document",
-        progress=show("passages"),
+        progress=job.show(f"embed passages ({name})"),
     )
     vectors = embed(
         dense.text_rows(job.queries.texts),
         len(job.queries),
         texts_fingerprint=job.wanted.inputs["queries"],
         kind="query",
-        progress=show("queries"),
+        progress=job.show(f"embed queries ({name})"),
     )
-    return Source(
-        lambda start, stop, excluded: dense.search(
-            vectors[start:stop], docs, job.k, exclude=excluded, metric=metric, threads=job.threads
-        ),
-        lambda start, stop: dense.pair_scores(
-            vectors[start:stop], docs, job.own(start, stop), metric=metric, threads=job.threads
-        ),
+    metric = _metric_of(config)[name]
+    if config.search == "exact":
+        return retrievers.exact(vectors, docs, metric=metric, threads=job.threads)
+    identity = dense.embeddings_identity(encoder, job.corpus.fingerprint, "document")
+    index = Approximate(
+        docs,
+        job.embeddings / f"{identity[:24]}-{metric}.{config.search}",
+        kind=config.search,
+        metric=metric,
+        nprobe=config.nprobe,
+        threads=job.threads,
+        progress=job.show(f"index passages ({name})"),
     )
+    return retrievers.approximate(vectors, docs, index, metric=metric, threads=job.threads)
 
 
 def _n_shards(n_queries: int) -> int:

@@ -39,6 +39,11 @@ class GeneratedQueries:
         """genQ1, genQ2, … as GPL numbers them."""
         return [f"{PREFIX}{number}" for number in range(1, len(self.texts) + 1)]
 
+    @property
+    def positives(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """CSR (indptr, rows): one positive per query, its passage."""
+        return np.arange(len(self) + 1, dtype=np.int64), self.passages
+
     def as_queries(self) -> Queries:
         """The same as `Queries`, for writers of other formats."""
         return Queries.from_lists(self.ids, self.texts)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _NAMES = b"gplfast.retrievers"
+_POSITIVE = "positive"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +47,13 @@ class Negatives:
 
     Attributes:
         queries: int64 (n_queries,), the query row of each list.
-        lists: retriever name to its lists, in the order in which they were asked for.
+        lists: retriever name (or another source's) to its lists, in the order in which they were asked for.
+        positives: int64 (n_queries,), the hard positive of each query (-1: it has none); None: all of them count.
     """
 
     queries: NDArray[np.int64]
     lists: dict[str, RankedLists]
+    positives: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         """Check that every retriever has a list for each query."""
@@ -77,25 +80,30 @@ class Negatives:
     def from_padded(
         cls,
         queries: NDArray[np.int64],
-        hits: Mapping[str, tuple[NDArray[np.int64], NDArray[np.float32]]],
+        hits: Mapping[str, tuple[NDArray[np.int64], NDArray[np.float32] | None]],
+        positives: NDArray[np.int64] | None = None,
     ) -> Negatives:
         """Build from the padded output of a search.
 
         Args:
             queries: int64 (n_queries,), query rows.
-            hits: retriever name to (ids int64 (n_queries, k), scores float32 (n_queries, k)); id -1 is padding.
+            hits: retriever name to (ids int64 (n_queries, k), scores float32 (n_queries, k) or None, not known);
+                id -1 is padding.
+            positives: int64 (n_queries,), hard positives.
         """
         lists = {}
         for name, (ids, scores) in hits.items():
-            if ids.shape != scores.shape or ids.ndim != 2 or len(ids) != len(queries):
+            shape = ids.shape if scores is None else scores.shape
+            if ids.shape != shape or ids.ndim != 2 or len(ids) != len(queries):
                 raise ShapeError(
-                    f"negatives of {name!r}: ids have shape {ids.shape}, scores {scores.shape}, for {len(queries)} "
+                    f"negatives of {name!r}: ids have shape {ids.shape}, scores {shape}, for {len(queries)} "
                     "queries; give (n_queries, k) twice"
                 )
             real = ids >= 0
             indptr = np.concatenate([[0], np.cumsum(real.sum(axis=1))]).astype(np.int64)
-            lists[name] = RankedLists(indptr, ids[real].astype(np.int64), scores[real].astype(np.float32))
-        return cls(np.asarray(queries, np.int64), lists)
+            known = None if scores is None else scores[real].astype(np.float32)
+            lists[name] = RankedLists(indptr, ids[real].astype(np.int64), known)
+        return cls(np.asarray(queries, np.int64), lists, positives)
 
     def __len__(self) -> int:
         """How many queries."""
@@ -122,10 +130,12 @@ class Negatives:
         return indptr, np.ascontiguousarray(pairs[:, 1], dtype=np.int64)
 
     def table(self) -> pa.Table:
-        """As Arrow: `query` int64, `docs/<retriever>` list<int64>, `scores/<retriever>` list<float32> when known."""
+        """As Arrow: `query` and `positive` (if any) int64, `docs/<retriever>` list<int64>, `scores/…` list<float32>."""
         import pyarrow as pa
 
         columns = {"query": pa.array(self.queries)}
+        if self.positives is not None:
+            columns[_POSITIVE] = pa.array(self.positives)
         for name, ranked in self.lists.items():
             indptr = pa.array(ranked.indptr)
             columns[f"docs/{name}"] = pa.LargeListArray.from_arrays(indptr, pa.array(ranked.docs))
@@ -162,7 +172,8 @@ class Negatives:
             names = json.loads(metadata[_NAMES])
             queries = table["query"].to_numpy()
             lists = {retriever: _ranked(table, retriever) for retriever in names}
-            found = cls(queries, lists)
+            positives = table[_POSITIVE].to_numpy() if _POSITIVE in table.column_names else None
+            found = cls(queries, lists, positives)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{name} does not hold negatives ({error}); delete it to make it again") from error
         _check_rows(name, "query", queries, n_queries)

@@ -7,12 +7,15 @@ import pytest
 import tiny
 
 from gplfast.config import GenerateConfig, MineConfig
+from gplfast.errors import ShapeError
 from gplfast.mining import dense
 from gplfast.mining.bm25 import Bm25, Ranking
+from gplfast.mining.lists import single
 from gplfast.mining.round_trip import returns
 from gplfast.stages import generate, mine
 from gplfast.store.corpus import load_corpus
 from gplfast.store.generated import GeneratedQueries
+from gplfast.store.labelled import LabelledQueries
 from gplfast.store.manifest import Manifest
 from gplfast.store.shards import ShardSet
 
@@ -200,7 +203,9 @@ def test_the_round_trip_is_the_rank_in_a_search_of_everything(tmp_path, metric, 
         for row in range(25):
             there = hits.ids[row] >= 0
             scores[row, hits.ids[row][there]] = hits.scores[row][there]
-        np.testing.assert_array_equal(dense.pair_scores(queries, docs, own, metric=metric), scores[np.arange(25), own])
+        np.testing.assert_array_equal(
+            dense.pair_scores(queries, docs, single(own), metric=metric), scores[np.arange(25), own]
+        )
         passed |= best(scores, groups, own, top)
     unfiltered = run(
         tmp_path / "all",
@@ -236,7 +241,7 @@ def test_the_round_trip_of_bm25_needs_a_common_word(tmp_path, top):
     scores = np.stack([np.full(16, np.nan, np.float32)] * 8)
     for number, hits in enumerate(index.search(asked.texts, 16).ids):
         for row in hits[hits >= 0]:
-            scores[number, row] = index.pair_scores([asked.texts[number]], np.array([row]))[0]
+            scores[number, row] = index.pair_scores([asked.texts[number]], single(np.array([row])))[0]
     hits = index.search(asked.texts, 16)
     for number in range(8):
         there = hits.ids[number] >= 0
@@ -244,7 +249,7 @@ def test_the_round_trip_of_bm25_needs_a_common_word(tmp_path, top):
     passed = best(scores, np.arange(16), asked.passages, top)
     assert [len(found.lists["bm25"][query]) > 0 for query in range(8)] == passed.tolist()
     assert not passed[[2, 5, 6]].any()
-    assert np.isnan(index.pair_scores(["mountain", "the", ""], np.array([3, 4, 0]))).all()
+    assert np.isnan(index.pair_scores(["mountain", "the", ""], single(np.array([3, 4, 0])))).all()
 
 
 def test_the_round_trip_by_hand():
@@ -277,3 +282,42 @@ def test_a_killed_run_with_a_round_trip_counts_the_same(tmp_path, queries, monke
     for path in sorted((tmp_path / "a" / "mine").iterdir()):
         assert path.read_bytes() == (tmp_path / "b" / "mine" / path.name).read_bytes(), path.name
     assert 0 < Manifest.read(tmp_path / "b" / "mine").counts["queries dropped by round trip"] < 12
+
+
+def labelled(texts, positives):
+    indptr = np.concatenate([[0], np.cumsum([len(rows) for rows in positives])]).astype(np.int64)
+    ids = [f"q{number}" for number in range(len(texts))]
+    return LabelledQueries(ids, texts, indptr, np.array([row for rows in positives for row in rows], np.int64))
+
+
+def test_labelled_queries_have_all_their_positives_excluded(tmp_path):
+    texts = [*tiny.texts(30), tiny.texts(30)[4]]  # passage 30 repeats passage 4
+    asked = labelled(["first query", "second query", "third query"], [[4, 7, 9], [], [12]])
+    found = run(tmp_path, load_corpus(texts), asked, {"a": tiny.HashEncoder(), "bm25": None}, negatives_per_query=31)
+    assert set(found.lists["a"][0].tolist()) == set(range(30)) - {4, 7, 9}
+    assert set(found.lists["a"][1].tolist()) == set(range(31))
+    assert set(found.lists["a"][2].tolist()) == set(range(31)) - {12}
+    assert not set(found.lists["bm25"][0].tolist()) & {4, 7, 9, 30}
+
+
+def test_a_labelled_query_returns_when_one_of_its_positives_does(tmp_path):
+    """Cosines by hand: passages at 0, 10, 20, ... degrees, queries at 0 degrees; positives do not compete."""
+    angles = np.deg2rad(np.arange(0, 90, 10))
+    encoder = ChosenEncoder(np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    corpus = load_corpus([f"passage {number}" for number in range(9)])
+    asked = labelled([f"query {number} 0" for number in range(5)], [[0, 5], [5, 6], [1, 2, 3], [], [2]])
+    found = run(tmp_path, corpus, asked, {"a": encoder}, negatives_per_query=3, round_trip_top=2)
+    lists = [found.lists["a"][query].tolist() for query in range(5)]
+    assert lists == [[1, 2, 3], [], [0, 4, 5], [], []]
+    assert Manifest.read(tmp_path / "mine").counts["queries dropped by round trip"] == 3
+
+
+def test_labelled_queries_must_fit_together():
+    with pytest.raises(ShapeError, match="names the same passage twice"):
+        labelled(["a", "b", "c", "d"], [[1], [2, 3, 2], [], [3]])
+    assert len(labelled(["a", "b", "c", "d"], [[1], [1, 3], [], [3]])) == 4
+    assert len(labelled(["a", "b"], [[], []])) == 2
+    with pytest.raises(ShapeError, match="2 texts but 1 ids"):
+        LabelledQueries(["q"], ["a", "b"], np.zeros(3, np.int64), np.empty(0, np.int64))
+    first, second = labelled(["a"], [[1]]), labelled(["a"], [[2]])
+    assert first.fingerprint == labelled(["a"], [[1]]).fingerprint != second.fingerprint
