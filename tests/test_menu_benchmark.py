@@ -40,17 +40,18 @@ def call(menu, monkeypatch, world, tmp_path, *arguments):
 
 
 def test_rows_are_made_once_and_shown(menu, monkeypatch, world, cache, tmp_path):
-    names = ["zero-shot", "GPL", "GPL from it, the other half", "GPL, best of ten steps"]
+    names = ["zero-shot", "GPL", "R-GPL, 3 refreshes", "GPL from it, the other half", "GPL, best of ten steps"]
     made = call(menu, monkeypatch, world, tmp_path, "--only", *names)
     rows = {row["name"]: row for row in made["rows"]}
     # The row that another one starts from is made too, in the menu's order.
-    assert list(rows) == ["zero-shot", "GPL", "GenQ, half the steps", *names[2:]]
+    assert list(rows) == [*names[:3], "GenQ, half the steps", *names[3:]]
     assert rows["GPL"]["counts"]["train: steps"] == 4
     assert rows["GenQ, half the steps"]["counts"]["train: steps"] == 2
     assert rows["GPL"]["p"] is None
     assert 0 <= rows["GPL, best of ten steps"]["p"] <= 1
     assert 0 <= rows["GPL"]["false_negatives"] <= 1
     assert set(rows["GPL"]["seconds"]) == {"mine", "label", "train"}
+    assert rows["R-GPL, 3 refreshes"]["counts"]["train: refreshes"] == 3
     assert "train: best step" in rows["GPL, best of ten steps"]["counts"]
     table = importlib.import_module("report").menu(made)
     assert all(f"| {name} | {rows[name]['nDCG@10']:.3f} |" in table for name in rows)
