@@ -3,6 +3,7 @@
 Trains R-GPL on a collection with the bundled models. Then, for every refresh, the same rows are made from scratch in an
 empty work directory: `gplfast mine` with the preset's retrievers, and the teacher's scores of the rows of that segment
 and, where `label.keep_share` needs them, of every query with its passage. No embedding and no score is known there.
+
     python benchmarks/bench_refresh.py --data ../shared/data/scifact --work /tmp/refresh
 """
 

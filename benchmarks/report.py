@@ -31,27 +31,51 @@ def made_on(place: dict[str, Any]) -> str:
 
 
 def adapt(result: dict[str, Any]) -> str:
-    """One row a collection and system: nDCG@10, Recall@100, p against zero-shot."""
-    lines = ["| collection | system | nDCG@10 | Recall@100 | p against zero-shot |", "|---|---|---|---|---|"]
+    """One row a collection and system: nDCG@10, Recall@100, p against zero-shot and of R-GPL also against GPL."""
+    total = result["summary"]
+    against = ["zero-shot", *(["gpl"] if "rgpl_over_gpl" in total else [])]
+    head = [
+        "collection",
+        "system",
+        "nDCG@10",
+        "Recall@100",
+        *(f"p against {SYSTEMS[name].strip('*')}" for name in against),
+    ]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for report in result["collections"]:
         for system, label in SYSTEMS.items():
             if system not in report["systems"]:
                 continue
             means = report["systems"][system]
-            pair = [report["p_values"].get(f"{a} vs {b}") for a, b in ((system, "zero-shot"), ("zero-shot", system))]
-            p = next((value for value in pair if value is not None), None)
-            shown = "" if p is None else ("<0.0001" if p < 1e-4 else f"{p:.4f}")
+            shown = [_p_between(report, system, other) for other in against]
             name = report["collection"] if system == "bm25" else ""
-            lines.append(f"| {name} | {label} | {means['nDCG@10']:.3f} | {means['Recall@100']:.3f} | {shown} |")
-    total = result["summary"]
+            cells = [name, label, f"{means['nDCG@10']:.3f}", f"{means['Recall@100']:.3f}", *shown]
+            lines.append(f"| {' | '.join(cells)} |")
+    students = {"genq": "GenQ", "gpl": "GPL", "rgpl": "R-GPL"}
+    means = ", ".join(f"{label} {total['mean'][name]:.3f}" for name, label in students.items() if name in total["mean"])
+    gains = []
+    if "gap_closed" in total:
+        gains.append(
+            f"GPL gains {100 * total['gpl_gain']:.1f} points and closes {100 * total['gap_closed']:.0f} % of the gap"
+        )
+    if "rgpl_over_gpl" in total:
+        gains.append(
+            f"R-GPL against GPL: {100 * total['rgpl_over_gpl']:+.1f} points of nDCG@10, "
+            f"{100 * total['rgpl_over_gpl_recall']:+.1f} of Recall@100"
+        )
     lines += [
         "",
-        f"Mean over {len(result['collections'])} collections: zero-shot {total['mean']['zero-shot']:.3f}, "
-        f"GenQ {total['mean']['genq']:.3f}, GPL {total['mean']['gpl']:.3f}, BM25 + teacher "
-        f"{total['mean']['bm25+teacher']:.3f}: GPL gains {100 * total['gpl_gain']:.1f} points and closes "
-        f"{100 * total['gap_closed']:.0f} % of the gap. {made_on(result['machine'])}",
+        f"Mean over {len(result['collections'])} collections: zero-shot {total['mean']['zero-shot']:.3f}, {means}, "
+        f"BM25 + teacher {total['mean']['bm25+teacher']:.3f}{': ' if gains else ''}{'; '.join(gains)}. "
+        f"{made_on(result['machine'])}",
     ]
     return "\n".join(lines)
+
+
+def _p_between(report: dict[str, Any], first: str, second: str) -> str:
+    pair = [report["p_values"].get(f"{a} vs {b}") for a, b in ((first, second), (second, first))]
+    p = next((value for value in pair if value is not None), None)
+    return "" if p is None else _p(p)
 
 
 def demo(result: dict[str, Any]) -> str:
@@ -246,6 +270,57 @@ def gpl(result: dict[str, Any]) -> str:
     )
 
 
+def menu(result: dict[str, Any]) -> str:
+    """One row a strategy, in the groups of the menu."""
+    head = (
+        "strategy",
+        "nDCG@10",
+        "Recall@100",
+        "p",
+        "teacher score of the negatives",
+        "false negatives",
+        "mine s",
+        "label s",
+        "train s",
+    )
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    group = ""
+    for row in result["rows"]:
+        if row["group"] != group:
+            group = row["group"]
+            lines.append(f"| *{group}* {'| ' * len(head)}|".replace("  |", " |"))
+        if "not_run" in row:
+            lines.append(f"| {row['name']} | not on this collection: {row['not_run']} {'| ' * (len(head) - 1)}|")
+            continue
+        score, false = row.get("negative_score"), row.get("false_negatives")
+        seconds = [row.get("seconds", {}).get(step) for step in ("mine", "label", "train")]
+        cells = [
+            row["name"],
+            f"{row['nDCG@10']:.3f}",
+            f"{row['Recall@100']:.3f}",
+            "" if row["p"] is None else _p(row["p"]),
+            "" if score is None else f"{score:.2f}",
+            "" if false is None else f"{100 * false:.0f} %",
+            *("" if took is None else f"{took:.0f}" for took in seconds),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    budget, commits = result["budget"], {row["commit"][:10] for row in result["rows"]}
+    place = result["machine"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{result['collection']}: {budget['steps']} steps of {budget['batch_size']} rows, the student reads "
+            f"{budget['max_seq_length']} tokens, bundled models. Made on {place['cores']} cores of {place['cpu']} at "
+            f"{'commit' if len(commits) == 1 else 'commits'} {', '.join(sorted(commits))}.",
+        ]
+    )
+
+
+def _p(p: float) -> str:
+    return "<0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
 # What appears only when it was measured.
 OPTIONAL = ("serving", "memory", "gpl")
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
@@ -259,6 +334,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "memory": ("README.md", memory),
     "gpl": ("README.md", gpl),
     "nano": ("gplfast/presets/nano/README.md", nano),
+    "menu": ("docs/menu.md", menu),
 }
 
 

@@ -165,6 +165,22 @@ class TrainConfig(LossConfig):
     label_clip: float = setting(3.0, "largest |margin| after automatic rescaling, in units of the mean", low=1.0)
     checkpoint_steps: int = setting(10_000, "save a checkpoint to go on from every so many steps", low=1, output=False)
     precision: str = setting("auto", "auto: bf16 where the device computes in it", choices=("auto", "fp32", "bf16"))
+    dev_share: float = setting(
+        0.0,
+        "keep the student of the best step, by queries of this share of the passages that are held out of training "
+        "(0: none are, the last step's is kept)",
+        low=0.0,
+        high=0.5,
+        added=True,
+    )
+    select_every: int = setting(0, "steps between looks at the held-out queries (0: a tenth of all)", low=0, added=True)
+    select_metric: str = setting(
+        "nDCG@10", "of the held-out queries' own passages", choices=("nDCG@10", "MRR@10", "Recall@100"), added=True
+    )
+    select_passages: int = setting(
+        5000, "search held-out queries in so many passages, their own among them (0: all)", low=0, added=True
+    )
+    select_patience: int = setting(0, "stop after so many looks without a better one (0: never)", low=0, added=True)
 
     def n_steps(self, n_queries: int) -> int:
         """Optimizer steps for this many queries: `steps`, or enough for `visits_per_query`, at most `max_steps`."""
@@ -193,7 +209,7 @@ class RefreshConfig(Checked):
     negatives_per_query: int = setting(50, "negatives per query of each refresh", low=1)
     below: float = setting(0.8, "adaptive: mine when this overlap of the sample is not reached", low=0.0, high=1.0)
     sample_queries: int = setting(256, "adaptive: queries of the sample", low=1)
-    sample_passages: int = setting(4096, "adaptive: passages of the sample", low=1)
+    sample_passages: int = setting(1024, "adaptive: passages of the sample", low=1)
     batch_size: int = setting(64, "texts per batch that the student embeds", low=1, output=False)
 
     def steps_between(self, n_steps: int) -> int:
@@ -252,7 +268,13 @@ class RunConfig(Checked):
 SECTIONS: tuple[str, ...] = ("input", "generate", "mine", "filter", "label", "train", "genq", "refresh", "evaluate")
 
 # What a student is: given for GPL's alone it holds for GenQ's too, so that the two are compared on equal terms.
-OF_THE_STUDENT = ("base", "similarity", "pooling", "max_seq_length", "precision")
+# Held-out queries too: a student that starts from the other's must not have been trained on them.
+OF_THE_STUDENT = (
+    *("base", "similarity", "pooling", "max_seq_length", "precision"),
+    *("dev_share", "select_metric", "select_passages"),
+)
+# What of [train] and [genq] has an effect only where queries are held out.
+OF_SELECTION = ("select_every", "select_metric", "select_passages", "select_patience")
 
 
 def load_config(
@@ -314,6 +336,14 @@ def check(config: RunConfig) -> RunConfig:
         config.label.more_models
     ):
         raise ConfigError(f"[label] names a teacher twice: {config.label.model}, {', '.join(config.label.more_models)}")
+    for section, student in (("train", train), ("genq", config.genq)):
+        defaults = {item.name: item.default for item in dataclasses.fields(student)}
+        idle = [name for name in OF_SELECTION if getattr(student, name) != defaults[name]]
+        if idle and not student.dev_share:
+            raise ConfigError(
+                f"[{section}] {idle[0]} has no effect: dev_share is 0, so no queries are held out; give [{section}] "
+                "dev_share, for example 0.1"
+            )
     return config
 
 

@@ -27,7 +27,11 @@ _SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "filter": _ALL,
         "label": ("model", "max_seq_length", "activation", "relevance_label", "nan", "batch_size"),
     },
-    "label": {"input": _ALL, "label": _ALL, "train": ("steps", "visits_per_query", "max_steps", "batch_size")},
+    "label": {
+        "input": _ALL,
+        "label": _ALL,
+        "train": ("steps", "visits_per_query", "max_steps", "batch_size", "negatives_per_row", "dev_share"),
+    },
     "train": {
         "input": _ALL,
         "train": _ALL,

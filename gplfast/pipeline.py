@@ -143,15 +143,16 @@ class Pipeline(Remining):
 
         config, directory = self.student_config(student), self.directory(f"train {student}")
 
-        found_guide = self.guide(config)
+        seed, found_guide = self.config.seed, self.guide(config)
         guide = None if found_guide is None else found_guide.path
+        parted = functools.cache(lambda: train.parted(self.corpus, self.queries(), config, seed))
 
         def rows(margins: Margins) -> Any:
-            return train.from_margins(self.corpus, self.queries(), margins, config, guide)
+            return train.from_margins(self.corpus, self.queries(), margins, config, guide=guide, found=parted())
 
         def examples() -> Any:
             if student == "genq":
-                return train.from_queries(self.corpus, self.queries(), guide)
+                return train.from_queries(self.corpus, self.queries(), guide=guide, found=parted())
             return remining.first() if remining is not None else rows(self.margins())
 
         base, wanted = self.model(config.base), self.wanted(f"train {student}")
@@ -165,8 +166,9 @@ class Pipeline(Remining):
                 directory,
                 wanted,
                 config,
-                seed=self.config.seed,
+                seed=seed,
                 threads=self.config.threads,
+                dev=lambda: train.dev_set(self.corpus, self.queries(), parted(), config, seed),
                 report=self.report,
                 remining=remining,
             )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gplfast.errors import ArtifactError
 from gplfast.models import segments, training_rows
+from gplfast.models.selection import DevSet, Selected, Selector
 from gplfast.models.student import device, resolve_precision
 from gplfast.models.student_encoder import StudentEncoder
 from gplfast.store.atomic import read_json, write_json
@@ -38,6 +39,7 @@ class Fit:
     n_steps: int
     precision: str
     losses: list[dict[str, float]]
+    selected: Selected | None = None
 
 
 def fit(
@@ -50,10 +52,13 @@ def fit(
     n_steps: int,
     seed: int,
     progress: Progress | None = None,
+    dev: DevSet | None = None,
+    threads: int = 0,
     remining: Segments | None = None,
 ) -> Fit:
     """Train in place, going on from the newest whole checkpoint of the same key and precision.
 
+    With `dev` the student ends up as it was at the step that is best on it, otherwise as it was at the last one.
     With `remining` rows come from there, one segment of steps after the other; `examples` are those of the first one.
 
     The loss is the configuration's, by default MarginMSE for rows with margins and MultipleNegativesRanking for others.
@@ -66,6 +71,9 @@ def fit(
     precision = resolve_precision(config.precision)
     mark = {"key": key, "precision": precision}
     whole = _usable_checkpoints(checkpoints, mark)
+    selector = None
+    if dev is not None:
+        selector = Selector(student, dev, checkpoints, mark, config, n_steps=n_steps, threads=threads)
     parts = (
         _whole_rows(student, config, examples)
         if remining is None
@@ -77,14 +85,14 @@ def fit(
         train_dataset=parts.dataset,
         loss=training_rows.loss(student, config, examples),
         data_collator=parts.collator,
-        callbacks=[*parts.callbacks, _callback(mark, progress)],
+        callbacks=[*([selector.callback()] if selector else []), *parts.callbacks, _callback(mark, progress)],
     )
     for shown in ("ProgressCallback", "PrinterCallback"):
         for callback in [item for item in trainer.callback_handler.callbacks if type(item).__name__ == shown]:
             trainer.remove_callback(callback)
     trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
     losses = [{"step": row["step"], "loss": row["loss"]} for row in trainer.state.log_history if "loss" in row]
-    return Fit(int(trainer.state.global_step), precision, losses)
+    return Fit(int(trainer.state.global_step), precision, losses, selector.finish() if selector else None)
 
 
 class _Rows(NamedTuple):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from gplfast.errors import ArtifactError, DataError, ModelError
 from gplfast.mining import averaging
+from gplfast.mining.held_out import held_out
 from gplfast.mining.lists import Lists, only, single
 from gplfast.mining.sampling import Visits, visited, visits
 from gplfast.mining.scoring import PairScorer, Progress, Teacher, teacher_identity
@@ -79,6 +80,8 @@ def manifest(
         settings["steps"] = train.steps
     else:
         settings["visits_per_query"], settings["max_steps"] = train.visits_per_query, train.max_steps
+    if train.dev_share:
+        settings["dev_share"] = train.dev_share
     models = averaging.teacher_models([teacher_fingerprint, *more_teachers])
     return Manifest("margins", inputs=inputs, config=settings, models=models)
 
@@ -104,8 +107,8 @@ def label(
 
     Each query is visited once per epoch, with one positive and `train.negatives_per_row` different negatives drawn
     uniformly from the union of all retrievers (see `visits`). Queries without a negative are skipped and counted; so
-    are those that `keep_share` leaves out, the ones whose own passage the teacher scores lowest. Fewer queries than a
-    batch are fine: epochs go on.
+    are those that are held out of training (`dev_share`), and those that `keep_share` leaves out, the ones whose own
+    passage the teacher scores lowest. Fewer queries than a batch are fine: epochs go on.
 
     Args:
         corpus: The passages.
@@ -136,10 +139,14 @@ def label(
     if not freshness(directory, wanted).fresh:
         positives, pool = single(queries.passages), Lists(*negatives.union())
         eligible = visited(positives, pool)
+        with_negatives = len(eligible)
+        if train.dev_share:
+            eligible = eligible[held_out(corpus, queries, train.dev_share, seed).train[eligible]]
         if not len(eligible):
+            which = "of those that are not held out none" if train.dev_share else "none"
             raise DataError(
-                f"cannot label: {len(queries)} queries and none has a negative; the corpus has {len(corpus)} passages, "
-                "give more, or look at the counts of generate and mine"
+                f"cannot label: {len(queries)} queries and {which} has a negative; the corpus has {len(corpus)} "
+                "passages, give more, or look at the counts of generate and mine"
             )
         scorers = [
             functools.partial(_score, pair_scorer(config, opener, scores), corpus, queries)
@@ -155,9 +162,11 @@ def label(
         counts = {
             "queries": len(kept),
             "rows drawn": end - first,
-            "queries skipped, no negatives": len(queries) - len(eligible),
+            "queries skipped, no negatives": len(queries) - with_negatives,
             "queries dropped by score": len(eligible) - len(kept),
         }
+        if train.dev_share:
+            counts["queries held out"] = with_negatives - len(eligible)
         draw = functools.partial(visits, only(positives, kept), pool, seed=seed, n_negatives=train.negatives_per_row)
         files = _write_teachers(directory, wanted, config.average, weights)
         _run(ShardSet(directory, wanted), draw, score, counts, report, first=first, files=files)

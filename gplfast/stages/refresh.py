@@ -156,7 +156,7 @@ class Refreshes:
         self._folders.keep_only(self._key)
         folder, made = self._folders.path(0, "label"), self._label_manifest(0, [0])
         margins = self._steps.label(folder, made, self._pool([0]), self._rows_of(0), self._report)
-        n_queries = Manifest.read(folder).counts["queries"]
+        n_queries = int(Manifest.read(folder).counts["queries"])
         self.n_steps = self._train.n_steps(n_queries)
         self.every = self._config.steps_between(self.n_steps)
         if self.every >= self.n_steps:

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from gplfast.errors import DataError
+from gplfast.config import OF_SELECTION
+from gplfast.errors import ArtifactError, DataError
 from gplfast.loss_settings import MARGIN_MSE, unread
 from gplfast.mining import rescale
+from gplfast.mining.held_out import held_out, searched
 from gplfast.mining.lists import same_text_groups
 from gplfast.models import student as students
 from gplfast.models import training, training_rows
 from gplfast.models.segments import Segments
+from gplfast.models.selection import DevSet
 from gplfast.models.training_rows import Examples
 from gplfast.settings import output_settings
 from gplfast.store.atomic import write_json
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gplfast.config import TrainConfig
+    from gplfast.mining.held_out import HeldOut
     from gplfast.models.student_encoder import StudentEncoder
     from gplfast.store.corpus import Corpus
     from gplfast.store.generated import GeneratedQueries
@@ -64,19 +68,53 @@ def manifest(
     A precision of "auto" stands here as such: what it became on the device is in `training.json` and in checkpoints.
     """
     settings = {**output_settings(config), "loss": loss, "seed": seed}
-    for name in unread(loss):
+    for name in (*unread(loss), *(OF_SELECTION if not config.dev_share else ())):
         settings.pop(name, None)
     models = {"base": base_fingerprint, **({"guide": guide} if guide else {})}
     return Manifest("model", inputs=inputs, config=settings, models=models)
 
 
+def parted(corpus: Corpus, queries: GeneratedQueries, config: TrainConfig, seed: int) -> HeldOut | None:
+    """Which queries are trained on and which are held out; None when none are (`dev_share` 0)."""
+    return held_out(corpus, queries, config.dev_share, seed) if config.dev_share else None
+
+
+def dev_set(
+    corpus: Corpus, queries: GeneratedQueries, found: HeldOut | None, config: TrainConfig, seed: int
+) -> DevSet | None:
+    """The held-out queries and the passages that the student has to find theirs among; None when none are held out."""
+    if found is None:
+        return None
+    rows = searched(found, queries, config.select_passages, seed)
+    dev = np.flatnonzero(found.dev)
+    own = np.searchsorted(rows, found.groups[queries.passages[dev]]).astype(np.int64)
+    return DevSet([queries.texts[row] for row in dev], corpus.texts(rows), own)
+
+
 def from_margins(
-    corpus: Corpus, queries: GeneratedQueries, margins: Margins, config: TrainConfig, guide: Path | None = None
+    corpus: Corpus,
+    queries: GeneratedQueries,
+    margins: Margins,
+    config: TrainConfig,
+    *,
+    guide: Path | None = None,
+    found: HeldOut | None = None,
 ) -> Examples:
     """Training rows with negatives, in the order in which they were labelled.
 
     Where a batch's passages are negatives of each other equal texts are known, to be kept apart.
+
+    Raises:
+        ArtifactError: Some have a query or positive that is held out: they were labelled with another `dev_share`.
     """
+    if found is not None:
+        held = np.isin(found.groups[margins.positives], found.groups[queries.passages[~found.train]])
+        held |= ~found.train[margins.queries]
+        if held.any():
+            raise ArtifactError(
+                f"cannot hold queries out: {int(held.sum())} of {len(held)} labelled rows are of held-out passages; "
+                "label was run with another dev_share or seed, run `gplfast label` again with that of the training"
+            )
     in_batch = config.shares_batch(MARGIN_MSE)
     return Examples(
         query_text=queries.texts.__getitem__,
@@ -91,13 +129,19 @@ def from_margins(
     )
 
 
-def from_queries(corpus: Corpus, queries: GeneratedQueries, guide: Path | None = None) -> Examples:
-    """Training rows of GenQ: each query with its passage; equal texts are known, to be kept apart in a batch."""
+def from_queries(
+    corpus: Corpus, queries: GeneratedQueries, *, guide: Path | None = None, found: HeldOut | None = None
+) -> Examples:
+    """Training rows of GenQ: each query that is not held out with its passage.
+
+    Equal texts are known, to be kept apart in a batch.
+    """
+    rows = np.arange(len(queries), dtype=np.int64) if found is None else np.flatnonzero(found.train).astype(np.int64)
     return Examples(
         query_text=queries.texts.__getitem__,
         passage_text=corpus.text,
-        queries=np.arange(len(queries), dtype=np.int64),
-        positives=queries.passages,
+        queries=rows,
+        positives=queries.passages[rows],
         query_groups=same_text_groups(queries.texts),
         passage_groups=same_text_groups(corpus.texts()),
         guide=guide,
@@ -113,6 +157,7 @@ def train(
     *,
     seed: int,
     threads: int = 0,
+    dev: Callable[[], DevSet | None] | None = None,
     report: Report | None = None,
     remining: Remining | None = None,
 ) -> Path:
@@ -128,6 +173,7 @@ def train(
         config: Settings of the step.
         seed: Seed of dropout and shuffling.
         threads: CPU threads, 0 for all.
+        dev: Gives what the best step is chosen by, see `dev_set`; without it the last step's model is written.
         report: Called with (what, done, all).
         remining: Gives the rows of later segments of the training, `examples` then those of the first one (R-GPL).
 
@@ -169,16 +215,21 @@ def train(
         n_steps=n_steps,
         seed=seed,
         progress=None if report is None else lambda step, steps: report("train", step, steps),
+        dev=dev() if dev is not None else None,
+        threads=threads,
         remining=segments,
     )
     directory.mkdir(parents=True, exist_ok=True)
     retract(directory)
     students.save(student, model_path)
-    counts = {"rows": len(rows.queries), "steps": fit.n_steps}
+    counts: dict[str, float] = {"rows": len(rows.queries), "steps": fit.n_steps}
     if remining is not None:
         done["refreshes"] = remining.log()
         counts["rows"] = n_steps * config.batch_size
         counts["refreshes"] = sum(item["refreshed"] for item in done["refreshes"])
+    if fit.selected is not None:
+        counts |= {"best step": fit.selected.best_step, f"dev {fit.selected.metric}": fit.selected.best_score}
+        done["selection"] = dataclasses.asdict(fit.selected)
     write_json(directory / "training.json", {**done, "precision": fit.precision, "losses": fit.losses})
     files = sorted(path.relative_to(directory).as_posix() for path in model_path.rglob("*") if path.is_file())
     wanted.with_counts(counts).with_files(directory, [*files, "training.json"]).write(directory)

@@ -46,7 +46,7 @@ class Manifest:
     inputs: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     served: dict[str, Any] = field(default_factory=dict)
     schema_version: int = 1
@@ -69,7 +69,7 @@ class Manifest:
         text = json.dumps(self._identity(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def with_counts(self, counts: Mapping[str, int]) -> Manifest:
+    def with_counts(self, counts: Mapping[str, float]) -> Manifest:
         """A copy with these counts."""
         return replace(self, counts=dict(counts))
 

@@ -201,6 +201,7 @@ def test_other_refreshes_make_only_this_student_stale(world, whole):
         ("train rgpl", False),
     ]
     assert "config.refresh.every is 3 but was 4" in plan[-1].reason
+    assert Pipeline(world.corpus, root, config).system_names() == ["bm25", "zero-shot", "gpl", "rgpl"]
     config = load_config(overrides=settings(world, label={"max_seq_length": 9}))
     reasons = {item.step: item.reason for item in Pipeline(world.corpus, root, config).plan()}
     assert list(reasons) == ["generate", "mine", "train rgpl"]
