@@ -236,7 +236,7 @@ def _run_without_generator(job: Job, shards: ShardSet, todo: Plan, report: Repor
         if report is not None:
             report("generate", stop, len(todo.passages))
     items, method = "passages" if job.given is None else "given queries", job.config.method
-    totals = _totals(shards, {items: len(todo.passages), "queries": 0} | dict.fromkeys(counted(method), 0))
+    totals = _totals(shards, {items: len(todo.passages), "queries": 0} | dict.fromkeys(counted(job), 0))
     if not totals["queries"]:
         found = ", ".join(f"{name} {number}" for name, number in totals.items() if number)
         raise DataError(f"generate: method {method} made 0 queries ({found or 'no passages'}); use another method")

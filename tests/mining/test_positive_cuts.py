@@ -78,6 +78,8 @@ def test_crops_are_contiguous_and_of_every_length_and_place():
     assert set(lengths) == set(range(10, 50))
     assert min(firsts) == 0
     assert max(firsts) >= 88
+    few = {cuts.crop_bounds(4, (0.5, 0.5), random(2, item)) for item in range(60)}
+    assert few == {(0, 2), (1, 2), (2, 2)}
     assert all(60 < number < 145 for number in lengths.values())  # 100 each; the standard deviation is 10
 
 

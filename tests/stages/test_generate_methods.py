@@ -272,6 +272,21 @@ def test_the_best_spans_by_an_encoder_have_the_highest_cosine(tmp_path):
         assert [text for text, passage in zip(best.texts, best.passages, strict=True) if passage == row] == own[:3]
 
 
+def test_candidates_are_encoded_as_queries_and_passages_as_documents(tmp_path):
+    """Models put another prompt before each."""
+    asked = {"query": [], "document": []}
+
+    class Asked(tiny.HashEncoder):
+        def encode(self, texts, *, kind, batch_size, progress):
+            asked[kind] += texts
+            return super().encode(texts, kind=kind, batch_size=batch_size, progress=progress)
+
+    corpus = stories()
+    found, _ = run(corpus, tmp_path, "salient", open_model=Asked, salient_by="encoder")
+    assert asked["document"] == corpus.texts()
+    assert set(found.texts) <= set(asked["query"])
+
+
 def test_salient_sentences_and_masked_spans(tmp_path):
     corpus = stories()
     bodies = corpus.bodies(np.arange(12))

@@ -32,8 +32,11 @@ _METHODS: dict[str, tuple[Callable[[Job], Method], str]] = {
 _OF_OTHERS = ("neighbours", "spans", BM25)
 
 
-def counted(method: str) -> tuple[str, ...]:
+def counted(job: Job) -> tuple[str, ...]:
     """What a method counts besides passages and queries."""
+    if job.given is not None:
+        return ("drawn", "duplicate", pairing.WITHOUT)
+    method = job.config.method
     own_counts = (pairing.WITHOUT,) if method == BM25 else ()
     return (*COUNTED, f"passages without {_METHODS[method][1]}", *own_counts)
 

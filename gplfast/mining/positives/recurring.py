@@ -94,7 +94,7 @@ def find(
         words (the code's has one less), and no passage of a document is left out (its last one is, there, because
         Wikipedia's was filled up with the document's beginning).
 
-    Memory: about 100 bytes per word.
+    Memory: about 250 bytes per word, with the places of the words. 1.1 million words take 1.4 s on one core.
     """
     stream = _stream(texts, documents, stop_words)
     found: dict[int, tuple[Int64, Int64, Int64]] = {}  # length to (positions, classes, their numbers of occurrences)
