@@ -374,3 +374,57 @@ def test_bm25_alone_has_no_cosines(part, tmp_path):
         gplfast.mine_labelled(part, part, encoder="bm25", output=tmp_path, work=tmp_path / "w")
     with pytest.raises(ConfigError, match="duplicates by cosine need an encoder"):
         gplfast.mine_labelled(part, part, encoder="bm25", work=tmp_path / "w", labelled={"dup_threshold": 0.9})
+
+
+@pytest.fixture(scope="module")
+def run(world, tmp_path_factory):
+    """A work directory of the pipeline with tiny models."""
+    os.environ["GPLFAST_CACHE"] = str(world.cache)
+    folder = tmp_path_factory.mktemp("run")
+    gplfast.adapt(world.corpus, work=folder, config=world.settings())
+    return folder
+
+
+def test_generated_queries_in_every_format(world, run, tmp_path, capsys):
+    names = [name for name in FORMATS if name not in ("negminer", "gpl")]
+    flags = ["--teacher", world.teacher, "--label-max-seq-length", 32, "--threads", 1, "--quiet"]
+    given = ["--corpus", world.corpus, "--work", run, "--output", tmp_path / "a", "--format", *names]
+    status, out, err = run_cli(capsys, "export", *given, *flags)
+    assert status == 0, err
+    pipeline = gplfast.pipeline.Pipeline(world.corpus, run, gplfast.pipeline.as_config(world.settings()), alone=True)
+    queries, negatives, margins = pipeline.queries(), pipeline.negatives(), pipeline.margins()
+    lines = {line["query_id"]: line for line in lines_of(tmp_path / "a" / "tevatron" / "train.jsonl")}
+    ids = pipeline.corpus.ids
+    for query, name in enumerate(queries.ids):
+        assert lines[name]["positive_document_ids"] == [ids[queries.passages[query]]]
+        union = {ids[row] for ranked in negatives.lists.values() for row in ranked[query]}
+        assert set(lines[name]["negative_document_ids"]) == union
+        assert len(lines[name]["negative_document_ids"]) == len(union)
+    scored = {line["query"]: line for line in lines_of(tmp_path / "a" / "flag-embedding.jsonl")}
+    for query, positive, negative, margin in zip(
+        margins.queries, margins.positives, margins.negatives, margins.margins, strict=True
+    ):
+        line = scored[queries.texts[query]]
+        if line["pos"] == [pipeline.corpus.text(positive)]:  # of queries with the same text the last one is there
+            at = line["neg"].index(pipeline.corpus.text(negative))
+            assert line["pos_scores"][0] - line["neg_scores"][at] == pytest.approx(margin, abs=1e-5)
+    assert len(out.split()) == len(names) + 2
+    status, _, err = run_cli(capsys, "export", *given[: -len(names)], "trec")
+    assert status == 2
+    assert "a TREC run needs scores" in err
+
+
+def test_exported_margins_are_those_of_the_training(world, run, tmp_path, capsys):
+    import pyarrow.parquet as pq
+
+    given = ["--corpus", world.corpus, "--work", run, "--output", tmp_path]
+    status, out, err = run_cli(capsys, "export", *given, "--format", "sentence-transformers-margins", "gpl", "--quiet")
+    assert status == 0, err
+    assert str(tmp_path / "hard-negatives.jsonl") in out
+    rows = pq.read_table(tmp_path / "sentence-transformers-margins.parquet").to_pylist()
+    pipeline = gplfast.pipeline.Pipeline(world.corpus, run, gplfast.pipeline.as_config(world.settings()), alone=True)
+    margins = pipeline.margins()
+    assert np.array([row["label"] for row in rows], np.float32).tobytes() == margins.margins.tobytes()
+    texts = pipeline.queries().texts
+    assert [row["anchor"] for row in rows] == [texts[query] for query in margins.queries]
+    assert [row["negative"] for row in rows] == pipeline.corpus.texts(margins.negatives)

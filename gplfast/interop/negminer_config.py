@@ -39,10 +39,11 @@ _DEFAULTS: dict[str, Any] = {
     "pos_neg_threshold": 0.05,
 }
 # Keys that change nothing here, and why.
+_EXACT = "the search is exact, unless --search faiss-hnsw is given, which has values of its own"
 _IDLE = {
-    "hnsw_m": "the search is exact",
-    "hnsw_ef_search": "the search is exact",
-    "hnsw_ef_construction": "the search is exact",
+    "hnsw_m": _EXACT,
+    "hnsw_ef_search": _EXACT,
+    "hnsw_ef_construction": _EXACT,
     "ce_attn_implementation": "ONNX Runtime and OpenVINO choose their own attention",
 }
 
