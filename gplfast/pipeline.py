@@ -153,6 +153,7 @@ class Pipeline(Remining):
                 seed=self.config.seed,
                 threads=self.config.threads,
                 report=self.report,
+                documents=self._frozen_documents,
                 remining=remining,
             )
         finally:
@@ -297,6 +298,21 @@ class Pipeline(Remining):
         report = summary(self.collection, results, self.config, self.seconds(), self._runtimes())
         write_json(self.work.root / "report.json", report)
         return report
+
+    def _frozen_documents(self, path: Path) -> Any:
+        """The vectors of the passages by the encoder of a directory."""
+        from gplfast.mining import dense
+
+        return dense.embed(
+            self.serving.encoder(path, "documents"),
+            self.corpus.texts,
+            len(self.corpus),
+            self.work.path("embeddings"),
+            texts_fingerprint=self.corpus.fingerprint,
+            kind="document",
+            batch_size=self.config.evaluate.batch_size,
+            progress=None if (report := self.report) is None else functools.partial(report, "embed passages"),
+        )
 
     def _opener(self, short: str, name: str) -> Callable[[], Any] | None:
         return None if name == BM25 else lambda: self.serving.encoder(self.model(name).path, short)
