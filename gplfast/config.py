@@ -152,7 +152,7 @@ class RefreshConfig(Checked):
     negatives_per_query: int = setting(50, "negatives per query of each refresh", low=1)
     below: float = setting(0.8, "adaptive: mine when this overlap of the sample is not reached", low=0.0, high=1.0)
     sample_queries: int = setting(256, "adaptive: queries of the sample", low=1)
-    sample_passages: int = setting(4096, "adaptive: passages of the sample", low=1)
+    sample_passages: int = setting(1024, "adaptive: passages of the sample", low=1)
     batch_size: int = setting(64, "texts per batch that the student embeds", low=1, output=False)
 
     def steps_between(self, n_steps: int) -> int:

@@ -48,6 +48,12 @@ class Remining(Systems):
             report=self.report,
         )
 
+    def refreshes_log(self) -> list[dict[str, Any]]:
+        """What each refresh of the training that is on disk did; empty when there was none."""
+        from gplfast.stages import refresh
+
+        return refresh.read_log(self.directory("train rgpl"))
+
     def _refresh_steps(self) -> Steps:
         from gplfast.stages import label, mine, refresh
 

@@ -187,6 +187,7 @@ def test_ask_refuses_a_cross_encoder(capsys, world):
         (["--students", "genq", "--train-steps", "7"], r"--train-steps has no effect: genq is the only student"),
         (["--students", "genq", "--mine-negatives-per-query", "7"], r"--mine-negatives-per-query has no effect"),
         (["--genq-steps", "7"], r"--genq-steps has no effect: the students are gpl; add genq"),
+        (["--refresh-every", "7"], r"--refresh-every has no effect: the students are gpl; add rgpl to --students"),
         (["--evaluate-split", "dev"], r"--evaluate-split has no effect: nothing is evaluated; add --evaluate"),
         (["--judgements", "x"], r"--judgements has no effect"),
     ],
@@ -204,6 +205,14 @@ def test_the_students_of_the_file_decide_what_flags_mean(tmp_path):
         read_settings(cli.parser().parse_args(["run", *given, "--train-steps", "12"]))
     student = read_settings(cli.parser().parse_args(["run", *given, "--student", "s"]))
     assert student.genq.base == "s"
+
+
+def test_training_rgpl_takes_the_flags_of_its_labels():
+    given = ["train", "--corpus", "c", "--work", "w", "--label-model", "t", "--refresh-mode", "async"]
+    found = read_settings(cli.parser().parse_args([*given, "--students", "rgpl", "--steps", "9"]))
+    assert (found.label.model, found.refresh.mode, found.train.steps) == ("t", "async", 9)
+    with pytest.raises(ConfigError, match="--label-model has no effect: the students are gpl; add rgpl"):
+        read_settings(cli.parser().parse_args(given[:7]))
 
 
 def test_a_preset_beside_whole_settings_is_refused(world, tmp_path):

@@ -171,3 +171,14 @@ def test_a_setting_that_came_later_leaves_older_artifacts_fresh():
 
     assert output_settings(Section()) == {"first": 1}
     assert output_settings(Section(later="on")) == {"first": 1, "later": "on"}
+
+
+def test_students_are_named_once_and_refreshes_fit_the_training():
+    for students in ([], ["gpl", "gpl"]):
+        with pytest.raises(
+            ConfigError, match=r"students is .* but must name at least one of gpl, rgpl, genq, each once"
+        ):
+            load_config(overrides={"students": students})
+    assert load_config().refresh.steps_between(200) == 50
+    assert load_config().refresh.steps_between(2) == 1
+    assert load_config(preset="paper").refresh.steps_between(140_000) == 30_000

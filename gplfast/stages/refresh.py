@@ -27,7 +27,7 @@ from gplfast.mining.averaging import teacher_models
 from gplfast.mining.background import Job
 from gplfast.mining.lists import Lists, from_sequences
 from gplfast.settings import output_settings
-from gplfast.store.atomic import write_json
+from gplfast.store.atomic import read_json, write_json
 from gplfast.store.manifest import Manifest
 from gplfast.store.negatives import Negatives, RankedLists
 from gplfast.store.segments import SegmentFolders
@@ -360,6 +360,15 @@ class Refreshes:
 
     def _frozen(self, number: int, student: Student) -> Student | None:
         return student.frozen(self._snapshot(number)) if number else None
+
+
+def read_log(directory: Path) -> list[dict[str, Any]]:
+    """The log of a student's refreshes so far; empty when there was none."""
+    try:
+        found: list[dict[str, Any]] = read_json(directory / _REFRESHES)
+    except FileNotFoundError:
+        return []
+    return found
 
 
 def _ranked(found: Negatives) -> Lists:
