@@ -23,7 +23,7 @@ READS: dict[str, tuple[str, ...]] = {
     TRIPLET: ("loss_margin", "distance", "in_batch_hard"),
     GIST: _GUIDED,
     CACHED_GIST: (*_GUIDED, "mini_batch_size"),
-    ADORE: ("search_top", "metric_cut"),
+    ADORE: ("scale", "temperature", "search_top", "metric_cut"),
 }
 LABELLED = (MARGIN_MSE, KL)  # these learn the teacher's scores
 IN_BATCH = (MNRL, CACHED_MNRL, GIST, CACHED_GIST)  # to these every passage of a batch is a negative of the others
@@ -119,6 +119,8 @@ def check_loss(config: LossConfig, section: str) -> None:
     if section == "genq" and (loss in LABELLED or (loss == TRIPLET and not config.in_batch_hard)):
         needs = "negatives; give in_batch_hard, or" if loss == TRIPLET else "the teacher's margins;"
         raise ConfigError(f"{where}, which needs {needs} train gpl with it: [train] loss")
+    if section == "train" and loss == ADORE:
+        raise ConfigError(f"{where}, which takes no negatives and no labels; train genq with it: [genq] loss")
     if loss == GIST and config.negatives_per_row > 1:
         raise ConfigError(
             f"{where}, which takes one negative, but negatives_per_row is {config.negatives_per_row}; use cached-gist"

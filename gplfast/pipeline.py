@@ -170,6 +170,7 @@ class Pipeline(Remining):
                 threads=self.config.threads,
                 dev=lambda: train.dev_set(self.corpus, self.queries(), parted(), config, seed),
                 report=self.report,
+                documents=self._frozen_documents,
                 remining=remining,
             )
         finally:
@@ -320,6 +321,21 @@ class Pipeline(Remining):
         if self.config.generate.method == T5:
             return self.serving.generator(path)
         return self.serving.encoder(path, "encoder")
+
+    def _frozen_documents(self, path: Path) -> Any:
+        """The vectors of the passages by the encoder of a directory."""
+        from gplfast.mining import dense
+
+        return dense.embed(
+            self.serving.encoder(path, "documents"),
+            self.corpus.texts,
+            len(self.corpus),
+            self.work.path("embeddings"),
+            texts_fingerprint=self.corpus.fingerprint,
+            kind="document",
+            batch_size=self.config.evaluate.batch_size,
+            progress=None if (report := self.report) is None else functools.partial(report, "embed passages"),
+        )
 
     def _opener(self, short: str, name: str) -> Callable[[], Any] | None:
         return None if name == BM25 else lambda: self.serving.encoder(self.model(name).path, short)

@@ -11,7 +11,7 @@ from gplfast.errors import ConfigError, ModelError
 from gplfast.models import calibration
 from gplfast.models.batching import Progress, Rows, Values, Work, map_unique
 from gplfast.models.cache import cache_root
-from gplfast.models.checkpoint import Checkpoint
+from gplfast.models.checkpoint import DOCUMENTS, Checkpoint
 from gplfast.models.cross_encoder import encoder_feed, vocabulary_rows
 from gplfast.models.export.encoder import architecture, max_positions, padding_id
 from gplfast.models.export.sentence import bi_encoder_graph
@@ -30,9 +30,14 @@ Similarity = Literal["cosine", "dot"]
 
 
 class BiEncoder:
-    """A bi-encoder served by ONNX Runtime; pooling, Dense and Normalize run in the graph."""
+    """A bi-encoder served by ONNX Runtime; pooling, Dense and Normalize run in the graph.
+
+    A model that was trained for queries alone (ADORE) has the one that encodes documents in its folder `documents`,
+    and `encode` uses that for them.
+    """
 
     choice: calibration.Choice  # what it runs on, and why
+    documents: BiEncoder | None = None  # what encodes documents, where this one was trained for queries alone
 
     def __init__(
         self, checkpoint: Checkpoint, session: AnySession, tokenizer: Tokenizer, dim: int, fingerprint: str
@@ -95,7 +100,12 @@ class BiEncoder:
 
         trial = calibration.Calibration("bi-encoder", start, _embed_items, calibration.overlap_gate)
         found = candidates(provider, precision)
-        return trial.open(found, REFERENCE, root, threads, gated=is_open(precision))
+        model = trial.open(found, REFERENCE, root, threads, gated=is_open(precision))
+        if (checkpoint.directory / DOCUMENTS).is_dir():
+            options: dict[str, Any] = {"truncate_dim": truncate_dim, "provider": provider, "precision": precision}
+            own = cls.open(checkpoint.directory / DOCUMENTS, threads=threads, cache_dir=cache_dir, **options)
+            model.documents, model.fingerprint = own, f"{model.fingerprint} documents={own.fingerprint}"
+        return model
 
     def reading(self, *, query_prompt: str = "", doc_prompt: str = "", max_tokens: int = 0) -> BiEncoder:
         """The same model with other prompts or a shorter window; its fingerprint says so.
@@ -142,6 +152,8 @@ class BiEncoder:
         if kind not in self.prompts:
             message = f"encode: kind is {kind!r} but must be one of {', '.join(self.prompts)}"
             raise ConfigError(message)
+        if kind == "document" and self.documents is not None:
+            return self.documents.encode(texts, kind=kind, batch_size=batch_size, progress=progress)
         prompt = self.prompts[kind]
         n_prompt_tokens = self._tokenizer.prompt_tokens(prompt, self.max_tokens) if prompt else 0
 

@@ -248,6 +248,10 @@ class Checkpoint:
         return digest.hexdigest()
 
 
+# Inside a model that encodes queries alone: the model that encodes the documents.
+DOCUMENTS = "documents"
+
+
 def hash_file(path: Path) -> str:
     """sha256 of a file's content, hex."""
     with path.open("rb") as file:

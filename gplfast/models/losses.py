@@ -31,7 +31,7 @@ def build(name: str, student: Any, config: TrainConfig, *, guide: Path | None = 
     """The loss of this name.
 
     Args:
-        name: One of `loss_settings.READS`, but adore, which needs an index of documents (`models.adore`).
+        name: One of `loss_settings.READS`, but adore (`models.adore`).
         student: The model under training.
         config: Settings of the loss.
         guide: Directory of the bi-encoder that guides gist.

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from gplfast.errors import MissingExtraError, ModelError, UnavailableError
 from gplfast.models.allocator import keep_memory
+from gplfast.models.checkpoint import DOCUMENTS
 from gplfast.models.session import default_threads
 from gplfast.store.atomic import sync
 
@@ -107,12 +108,20 @@ def margins(student: Any, examples: Examples, similarity: str, n_rows: int) -> n
     return difference
 
 
-def save(student: Any, path: Path) -> None:
-    """Write the model as a sentence-transformers directory (safetensors) that appears whole or not at all."""
+def save(student: Any, path: Path, *, documents: Path | None = None) -> None:
+    """Write the model as a sentence-transformers directory (safetensors) that appears whole or not at all.
+
+    Args:
+        student: The model.
+        path: The directory.
+        documents: Directory of another model that encodes the documents for this one, copied into it.
+    """
     temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp.d"
     for leftover in path.parent.glob(f".{path.name}.*.tmp.d"):
         shutil.rmtree(leftover)
     student.save_pretrained(str(temporary), create_model_card=False)
+    if documents is not None:
+        shutil.copytree(documents, temporary / DOCUMENTS)
     for item in (*sorted(temporary.rglob("*")), temporary):
         sync(item)
     if path.exists():

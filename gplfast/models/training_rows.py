@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gplfast.loss_settings import KL, LABELLED, MARGIN_MSE, MNRL
-from gplfast.models import losses
+from gplfast.loss_settings import ADORE, KL, LABELLED, MARGIN_MSE, MNRL
+from gplfast.models import adore, losses
 from gplfast.models.student import prompt
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Examples:
         query_groups: int64 (n_queries,), equal for queries of equal text; where a batch's passages are negatives.
         passage_groups: int64 (n_passages,), equal for passages of equal text; likewise.
         guide: Directory of the bi-encoder that guides gist.
+        documents: float32 (n_passages, dim), the passages' vectors that adore searches.
     """
 
     query_text: Callable[[int], str]
@@ -48,6 +49,7 @@ class Examples:
     query_groups: npt.NDArray[np.int64] | None = None
     passage_groups: npt.NDArray[np.int64] | None = None
     guide: Path | None = None
+    documents: npt.NDArray[np.float32] | None = None
 
 
 def loss_name(config: TrainConfig, examples: Examples) -> str:
@@ -65,7 +67,8 @@ def dataset(examples: Examples, config: TrainConfig) -> Any:
 
     if examples.negatives is None:
         queries, passages = _groups(examples)
-        return Dataset.from_dict({"query": -queries - 1, "positive": passages})
+        column = "label" if loss_name(config, examples) == ADORE else "positive"
+        return Dataset.from_dict({"query": -queries - 1, column: passages})
     negatives = examples.negatives.reshape(len(examples.negatives), -1)
     columns: dict[str, npt.NDArray[Any]] = {"query": examples.queries, "positive": examples.positives}
     columns |= {f"negative_{place}": column for place, column in enumerate(negatives.T)}
@@ -115,7 +118,10 @@ def _texts(row: dict[str, Any], examples: Examples) -> dict[str, Any]:
 
 def loss(student: Any, config: TrainConfig, examples: Examples) -> Any:
     """The loss that the settings name, see `loss_name`."""
-    return losses.build(loss_name(config, examples), student, config, guide=examples.guide)
+    name = loss_name(config, examples)
+    if name == ADORE:
+        return adore.loss(student, config, examples)
+    return losses.build(name, student, config, guide=examples.guide)
 
 
 def batch_sampler(examples: Examples, config: TrainConfig) -> Any:

@@ -12,12 +12,13 @@ import numpy as np
 
 from gplfast.config import OF_SELECTION
 from gplfast.errors import ArtifactError, DataError
-from gplfast.loss_settings import MARGIN_MSE, unread
+from gplfast.loss_settings import ADORE, MARGIN_MSE, unread
 from gplfast.mining import rescale
 from gplfast.mining.held_out import held_out, searched
 from gplfast.mining.lists import same_text_groups
 from gplfast.models import student as students
 from gplfast.models import training, training_rows
+from gplfast.models.checkpoint import DOCUMENTS
 from gplfast.models.segments import Segments
 from gplfast.models.selection import DevSet
 from gplfast.models.training_rows import Examples
@@ -27,6 +28,8 @@ from gplfast.store.manifest import Manifest, freshness, retract
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import numpy.typing as npt
 
     from gplfast.config import TrainConfig
     from gplfast.mining.held_out import HeldOut
@@ -159,6 +162,7 @@ def train(
     threads: int = 0,
     dev: Callable[[], DevSet | None] | None = None,
     report: Report | None = None,
+    documents: Callable[[Path], npt.NDArray[np.float32]] | None = None,
     remining: Remining | None = None,
 ) -> Path:
     """Train the student and write `directory/model`, a normal sentence-transformers model, with our manifest beside it.
@@ -174,6 +178,8 @@ def train(
         seed: Seed of dropout and shuffling.
         threads: CPU threads, 0 for all.
         dev: Gives what the best step is chosen by, see `dev_set`; without it the last step's model is written.
+        documents: Gives the vectors of all passages from the directory of an encoder; for adore, which trains queries
+            alone. Its model has the encoder before training in `model/documents`.
         report: Called with (what, done, all).
         remining: Gives the rows of later segments of the training, `examples` then those of the first one (R-GPL).
 
@@ -193,6 +199,12 @@ def train(
         raise DataError("cannot train: there are 0 training rows; look at the counts of generate, mine and label")
     students.prepare(seed, threads)
     student = students.open_student(base, config)
+    frozen = None
+    if config.loss == ADORE and documents is not None:
+        frozen = directory / DOCUMENTS
+        students.save(student, frozen)
+        rows = dataclasses.replace(rows, documents=documents(frozen))
+        logger.info("only queries are trained: documents stay encoded by the base, kept in %s", model_path / DOCUMENTS)
     rows, done = prepare_labels(rows, student, config)
     # Rows were drawn to fill every step; some are missing only when a teacher's NaN were dropped.
     n_steps = (
@@ -221,7 +233,7 @@ def train(
     )
     directory.mkdir(parents=True, exist_ok=True)
     retract(directory)
-    students.save(student, model_path)
+    students.save(student, model_path, documents=frozen)
     counts: dict[str, float] = {"rows": len(rows.queries), "steps": fit.n_steps}
     if remining is not None:
         done["refreshes"] = remining.log()
@@ -233,7 +245,8 @@ def train(
     write_json(directory / "training.json", {**done, "precision": fit.precision, "losses": fit.losses})
     files = sorted(path.relative_to(directory).as_posix() for path in model_path.rglob("*") if path.is_file())
     wanted.with_counts(counts).with_files(directory, [*files, "training.json"]).write(directory)
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    for temporary in ("checkpoints", DOCUMENTS):
+        shutil.rmtree(directory / temporary, ignore_errors=True)
     return model_path
 
 

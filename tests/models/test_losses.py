@@ -422,6 +422,7 @@ def test_models_made_before_there_was_a_choice_stay_fresh():
         ("genq", {"loss": "margin-mse"}, "needs the teacher's margins"),
         ("genq", {"loss": "triplet"}, "needs negatives; give in_batch_hard"),
         ("train", {"loss": "gist", "negatives_per_row": 2}, "use cached-gist"),
+        ("train", {"loss": "adore"}, "train genq with it"),
         ("train", {"loss": "mnrl", "in_batch_hard": 2, "hardness_mode": "all_negatives"}, "leave them out"),
         ("train", {"directions": ("doc_to_query",)}, "has no query_to_doc"),
         ("train", {"directions": ("query_to_doc", "doc_to_doc"), "partition_mode": "per_direction"}, "use joint"),
@@ -436,5 +437,7 @@ def test_a_loss_without_what_it_needs_says_so(world):
     student = students.open_student(world.student, BASE)
     with pytest.raises(ConfigError, match="there is no guide"):
         losses.build("gist", student, BASE)
+    with pytest.raises(ConfigError, match="no vectors of the documents"):
+        training_rows.loss(student, with_(loss="adore"), rows_of(world, 0))
     with pytest.raises(ConfigError, match="loss is hinge but must be one of margin-mse, kl"):
         losses.build("hinge", student, BASE)

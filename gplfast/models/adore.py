@@ -1,0 +1,98 @@
+"""ADORE: the query encoder trained against a search of all documents at each step, whose vectors stay as they are.
+
+Zhan et al., "Optimizing Dense Retrieval Model Training with Hard Negatives" (arXiv:2104.08051, section 4.2); LTRe
+(arXiv:2010.10469) is the same search with other pair weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gplfast.errors import ConfigError
+from gplfast.models.losses import temperature
+
+if TYPE_CHECKING:
+    from gplfast.config import TrainConfig
+    from gplfast.models.training_rows import Examples
+
+
+def loss(student: Any, config: TrainConfig, examples: Examples) -> Any:
+    """The loss of a batch of queries whose labels are the rows of their positives.
+
+    Of each query the `search_top` best documents are searched for exactly. Documents of the positive's text are
+    positives; where none is found the positive is put behind the others. With r a document's rank, 1 / r counted as 0
+    beyond `metric_cut`, and s its similarity over the temperature, the loss is the mean over the pairs of a positive i
+    and another document j of |1/r_i - 1/r_j| log(1 + exp(s_j - s_i)), then over the queries.
+
+    Args:
+        student: The model under training, which encodes the queries.
+        config: Settings of the loss.
+        examples: With `documents`, float32 (n_documents, dim), of the model before training.
+
+    Raises:
+        ConfigError: There are no documents' vectors.
+    """
+    import torch
+
+    from gplfast import ops
+
+    if examples.documents is None:
+        raise ConfigError("loss is adore but there are no vectors of the documents; embed them with the base first")
+    documents: npt.NDArray[np.float32] = examples.documents
+    groups = np.arange(len(documents)) if examples.passage_groups is None else examples.passage_groups
+    cosine, scale = config.similarity == "cosine", 1.0 / temperature(student, config)
+    index = ops.Index(documents.shape[1], "cosine" if cosine else "ip")
+    index.add(documents, threads=torch.get_num_threads())
+    k = min(config.search_top, len(documents))
+
+    def found_by(queries: npt.NDArray[np.float32], positives: npt.NDArray[np.int64]) -> tuple[Any, Any]:
+        """Documents by rank with the positive at the end, int64 (n, k + 1), and whether each is a positive."""
+        hits = index.search(queries, k, threads=torch.get_num_threads()).ids
+        near = groups[hits] == groups[positives][:, None]
+        ranked = np.concatenate([hits, positives[:, None]], axis=1)
+        return ranked, np.concatenate([near, ~near.any(axis=1, keepdims=True)], axis=1)
+
+    class Adore(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = student
+
+        def forward(self, sentence_features: Any, labels: Any) -> Any:
+            (features,) = sentence_features
+            queries = self.model(features)["sentence_embedding"].float()
+            ranked, is_near = found_by(queries.detach().cpu().numpy(), labels.cpu().numpy())
+            vectors = torch.from_numpy(np.asarray(documents[ranked], np.float32)).to(queries.device)
+            if cosine:
+                queries = torch.nn.functional.normalize(queries, dim=-1)
+                vectors = torch.nn.functional.normalize(vectors, dim=-1)
+            with torch.autocast(queries.device.type, enabled=False):  # ranks are those of float32
+                scores = scale * (vectors @ queries.unsqueeze(2)).squeeze(2)
+            near = torch.from_numpy(is_near).to(queries.device)
+            # The place behind the others is a positive or nothing.
+            far = ~near
+            far[:, -1] = False
+            return pair_loss(scores, near, far, config.metric_cut)
+
+    return Adore()
+
+
+def pair_loss(scores: Any, near: Any, far: Any, cut: int) -> Any:
+    """The mean over pairs of each row, then over rows, see `loss`.
+
+    Args:
+        scores: Float (n, m), by rank.
+        near: Bool (n, m), the positives.
+        far: Bool (n, m), the other documents.
+        cut: Last rank that counts.
+    """
+    import torch
+
+    ranks = torch.arange(1, scores.shape[1] + 1, device=scores.device)
+    gains = torch.where(ranks <= cut, 1.0 / ranks, 0.0)
+    weights = (gains.unsqueeze(1) - gains.unsqueeze(0)).abs()
+    pairs = near.unsqueeze(2) & far.unsqueeze(1)
+    losses = torch.nn.functional.softplus(scores.unsqueeze(1) - scores.unsqueeze(2)) * weights * pairs
+    return (losses.sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)).mean()
