@@ -246,13 +246,13 @@ def filter_negatives(
             f"filter_negatives: indptr has {len(indptr)} items but positive_indptr has {len(positive_indptr)}; "
             "both need one per query and one more"
         )
-    if ranks is None:
+    if ranks is None and made.n_arguments > ARGUMENTS.index("ranks"):
         ranks = np.arange(len(scores), dtype=np.int64) - np.repeat(indptr[:-1], np.diff(indptr))
-    candidates = Scored(Lists(indptr, _rows(rows, scores)), scores)
+    candidates = Scored(Lists(indptr, _filled(rows, scores)), scores)
     return made(
         candidates,
-        Scored(Lists(positive_indptr, _rows(positive_rows, positive_scores)), positive_scores),
-        ranks,
+        Scored(Lists(positive_indptr, _filled(positive_rows, positive_scores)), positive_scores),
+        _filled(ranks, scores),
         threads=threads or 0,
     )
 
@@ -275,7 +275,7 @@ def _as_filter(function: str | Callable[..., Any] | UserFilter) -> UserFilter:
     return UserFilter.load(function) if isinstance(function, str) else UserFilter(function)
 
 
-def _rows(rows: Int64 | None, like: npt.NDArray[Any]) -> Int64:
+def _filled(rows: Int64 | None, like: npt.NDArray[Any]) -> Int64:
     return np.empty(len(like), np.int64) if rows is None else rows  # never read: the function does not take them
 
 
