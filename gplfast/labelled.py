@@ -154,8 +154,9 @@ class Labelled(Pipeline):
         found = super()._retriever_fingerprints()
         return {name: text if text == BM25 else text + suffix for name, text in found.items()}
 
-    def _opener(self, short: str, name: str) -> Callable[[], Any] | None:
-        opener = super()._opener(short, name)
+    def opener(self, short: str, name: str) -> Callable[[], Any] | None:
+        """As for generated queries, reading as many tokens and with the prompts that are asked for."""
+        opener = super().opener(short, name)
         return None if opener is None else functools.cache(lambda: opener().reading(**self._reading()))
 
     # ---- the whole
@@ -201,7 +202,7 @@ class Labelled(Pipeline):
         )
 
     def _vectors(self, queries: LabelledQueries, short: str) -> Vectors:
-        opener = self._opener(short, self.retrievers()[short])
+        opener = self.opener(short, self.retrievers()[short])
         assert opener is not None
         embed = functools.partial(
             dense.embed, opener(), root=self.work.path("embeddings"), batch_size=self.config.mine.batch_size

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 from gplfast.config import RunConfig, load_config
 from gplfast.config import check as check_settings
 from gplfast.errors import ConfigError
-from gplfast.positive_settings import T5
 from gplfast.preset_settings import DEMO
 from gplfast.remining import Remining, SegmentExamples
-from gplfast.report import BM25, Bench, System, summary
+from gplfast.report import Bench, System, summary
 from gplfast.store.atomic import read_json, write_json
 from gplfast.store.manifest import Manifest, freshness
 from gplfast.systems import BASE_FILE
@@ -83,7 +82,7 @@ class Pipeline(Remining):
             self.directory("generate"),
             self.wanted("generate"),
             self.config.generate,
-            self._open_generation_model,
+            self.open_generation_model,
             seed=self.config.seed,
             given=self.given_queries,
             report=self.report,
@@ -99,7 +98,7 @@ class Pipeline(Remining):
             self.directory("mine"),
             self.wanted("mine"),
             self.config.mine,
-            encoders={short: self._opener(short, name) for short, name in self.retrievers().items()},
+            encoders={short: self.opener(short, name) for short, name in self.retrievers().items()},
             embeddings=self.work.path("embeddings"),
             seed=self.config.seed,
             threads=self.config.threads,
@@ -170,7 +169,7 @@ class Pipeline(Remining):
                 threads=self.config.threads,
                 dev=lambda: train.dev_set(self.corpus, self.queries(), parted(), config, seed),
                 report=self.report,
-                documents=self._frozen_documents,
+                documents=self.frozen_documents,
                 remining=remining,
             )
         finally:
@@ -315,30 +314,6 @@ class Pipeline(Remining):
         report = summary(self.collection, results, self.config, self.seconds(), self._runtimes())
         write_json(self.work.root / "report.json", report)
         return report
-
-    def _open_generation_model(self) -> Any:
-        path = self.model(self.config.generate.needed_model).path
-        if self.config.generate.method == T5:
-            return self.serving.generator(path)
-        return self.serving.encoder(path, "encoder")
-
-    def _frozen_documents(self, path: Path) -> Any:
-        """The vectors of the passages by the encoder of a directory."""
-        from gplfast.mining import dense
-
-        return dense.embed(
-            self.serving.encoder(path, "documents"),
-            self.corpus.texts,
-            len(self.corpus),
-            self.work.path("embeddings"),
-            texts_fingerprint=self.corpus.fingerprint,
-            kind="document",
-            batch_size=self.config.evaluate.batch_size,
-            progress=None if (report := self.report) is None else functools.partial(report, "embed passages"),
-        )
-
-    def _opener(self, short: str, name: str) -> Callable[[], Any] | None:
-        return None if name == BM25 else lambda: self.serving.encoder(self.model(name).path, short)
 
 
 def adapt(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
+from gplfast.config import MineConfig
 from gplfast.mining.lists import Lists
 from gplfast.store.scores import n_stored
 from gplfast.systems import Systems
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gplfast.artifacts import Report
-    from gplfast.config import MineConfig
     from gplfast.models.student_encoder import StudentEncoder
     from gplfast.models.training_rows import Examples
     from gplfast.stages.refresh import Refreshes, RowsOf, Steps, Student
@@ -102,16 +101,13 @@ class Remining(Systems):
         )
 
     def _mining_of_refreshes(self) -> MineConfig:
-        """How a refresh mines: its own number, the student's similarity, exclusions as before training."""
+        """How a refresh mines: its own number, the student's similarity, exclusions as before training, no filters."""
         config = self.config
-        return dataclasses.replace(
-            config.mine,
+        return MineConfig(
             retrievers=(STUDENT,),
             metrics=(config.train.similarity,),
             negatives_per_query=config.refresh.negatives_per_query,
-            sources=(),
-            explicit="",
-            round_trip_top=0,  # which queries are trained on was decided before
+            exclude_duplicates=config.mine.exclude_duplicates,
             batch_size=config.refresh.batch_size,
         )
 

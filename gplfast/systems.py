@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gplfast import preflight
 from gplfast.artifacts import Artifacts, ModelFile
@@ -17,7 +18,7 @@ from gplfast.store.atomic import read_json
 from gplfast.store.manifest import Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from gplfast.config import TrainConfig
@@ -172,3 +173,31 @@ class Systems(Artifacts):
         if "mine" in stale and self.config.mine.search != "exact":
             kinds.append("approximate search")
         preflight.require([*kinds, "evaluation"] if evaluate else kinds)
+
+    # ---- models that are opened when they are needed
+
+    def open_generation_model(self) -> Any:
+        """The generator, or the encoder that a method without one needs."""
+        path = self.model(self.config.generate.needed_model).path
+        if self.config.generate.method == T5:
+            return self.serving.generator(path)
+        return self.serving.encoder(path, "encoder")
+
+    def frozen_documents(self, path: Path) -> Any:
+        """The vectors of the passages by the encoder of a directory."""
+        from gplfast.mining import dense
+
+        return dense.embed(
+            self.serving.encoder(path, "documents"),
+            self.corpus.texts,
+            len(self.corpus),
+            self.work.path("embeddings"),
+            texts_fingerprint=self.corpus.fingerprint,
+            kind="document",
+            batch_size=self.config.evaluate.batch_size,
+            progress=None if (report := self.report) is None else functools.partial(report, "embed passages"),
+        )
+
+    def opener(self, short: str, name: str) -> Callable[[], Any] | None:
+        """What opens a retriever; None for BM25."""
+        return None if name == BM25 else lambda: self.serving.encoder(self.model(name).path, short)
