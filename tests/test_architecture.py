@@ -19,6 +19,7 @@ CSRC = ROOT / "csrc"
 ORDER = [
     ("errors",),  # [0]
     ("preset_settings", "settings", "settings_file"),
+    ("positive_settings",),
     ("config",),
     ("store",),  # [1]
     ("ops",),
