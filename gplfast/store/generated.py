@@ -49,11 +49,13 @@ class GeneratedQueries:
         return np.arange(len(self) + 1, dtype=np.int64), self.passages
 
     @property
-    def excluded(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """CSR (indptr, rows): the passage, and the one that the query was cut from."""
+    def never_negative(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """CSR (indptr, rows): the passage, and the one that the query was cut from where that is another."""
         if self.sources is None:
             return self.positives
-        return 2 * np.arange(len(self) + 1, dtype=np.int64), np.stack([self.passages, self.sources], axis=1).ravel()
+        both = np.stack([self.passages, self.sources], axis=1)
+        differ = np.stack([np.ones(len(self), bool), self.passages != self.sources], axis=1)
+        return np.concatenate([[0], np.cumsum(differ.sum(axis=1))]).astype(np.int64), both[differ]
 
     def as_queries(self) -> Queries:
         """The same as `Queries`, for writers of other formats."""

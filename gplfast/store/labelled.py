@@ -33,8 +33,8 @@ class Positives(Protocol):
         """CSR (indptr int64 (n_queries + 1,), rows int64 (n,)): passage rows, each once per query."""
 
     @property
-    def excluded(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """CSR (indptr, rows): the positives and whatever else is no negative either."""
+    def never_negative(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """CSR as `positives`: these, and what else must not be a negative."""
 
     def __len__(self) -> int:
         """How many queries."""
@@ -90,8 +90,8 @@ class LabelledQueries:
         return self.indptr, self.rows
 
     @property
-    def excluded(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The positives."""
+    def never_negative(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """CSR (indptr, rows): the positives."""
         return self.positives
 
     @cached_property
