@@ -20,7 +20,11 @@ _SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "run": dict.fromkeys(settings.SECTIONS, _ALL),
     "generate": {"input": _ALL, "generate": _ALL},
     "mine": {"input": _ALL, "mine": _ALL},
-    "label": {"input": _ALL, "label": _ALL, "train": ("steps", "visits_per_query", "max_steps", "batch_size")},
+    "label": {
+        "input": _ALL,
+        "label": _ALL,
+        "train": ("negatives_per_row", "steps", "visits_per_query", "max_steps", "batch_size"),
+    },
     "train": {
         "input": _ALL,
         "train": _ALL,

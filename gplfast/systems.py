@@ -122,7 +122,7 @@ class Systems(Artifacts):
                 preflight.bi_encoder(self.model(name).path, "retriever")
         if {"label", "train rgpl"} & set(steps) or BM25_TEACHER in systems:
             preflight.teacher(self.model(config.label.model).path, config.label)
-        for name in config.label.more_models if "label" in steps else ():
+        for name in config.label.more_models if {"label", "train rgpl"} & set(steps) else ():
             preflight.teacher(self.model(name).path, config.label)
         for step in steps:
             if step.startswith("train"):
