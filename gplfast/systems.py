@@ -139,7 +139,7 @@ class Systems(Artifacts):
         labelled = {"label", "train rgpl"} & set(steps)
         if labelled or BM25_TEACHER in systems or filters.by_teacher or filters.audit:
             preflight.teacher(self.model(config.label.model).path, config.label)
-        for name in config.label.more_models if "label" in steps else ():
+        for name in config.label.more_models if {"label", "train rgpl"} & set(steps) else ():
             preflight.teacher(self.model(name).path, config.label)
         for step in steps:
             if step.startswith("train"):

@@ -94,7 +94,7 @@ def test_the_first_batch_of_a_segment_has_its_new_rows(tmp_path, world, monkeypa
 def test_a_segment_with_fewer_rows_than_its_steps_begins_again(world):
     students.prepare(0, 1)
     student = students.open_student(world.student, CONFIG)
-    rows = SegmentRows(Segments(2, 4, lambda *_: examples(3)), dataclasses.replace(CONFIG, batch_size=4), _Labels)
+    rows = SegmentRows(Segments(2, 4, lambda *_: examples(3)), TrainConfig(batch_size=4), _Labels)
     rows.begin(3, lambda: StudentEncoder(student, CONFIG, "fp32"))
     labels = examples(3).margins
     assert rows.batch([8, 9, 10, 11]) == pytest.approx(labels[[0, 1, 2, 0]].tolist())
