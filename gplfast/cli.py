@@ -224,6 +224,8 @@ def _mine_labelled(arguments: argparse.Namespace, base: Any, labelled: dict[str,
     from gplfast.exports import mine_files
     from gplfast.labelled import Sources
 
+    if "max_seq_length" in given_settings(arguments, "label"):
+        raise ConfigError("--label-max-seq-length has no effect on labelled queries; give --teacher-tokens")
     with Bars(quiet=arguments.quiet) as bars:
         _, files = mine_files(
             Sources(arguments.corpus, arguments.queries, arguments.qrels),

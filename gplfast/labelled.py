@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import logging
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from gplfast.store.mined import Mined
 
 logger = logging.getLogger(__name__)
+_UNCUT = 1 << 30  # tokens, more than any text has: the teacher cuts the pair where its own window ends
 
 
 class Sources(NamedTuple):
@@ -71,12 +73,14 @@ class Labelled(Pipeline):
         Args:
             sources: Where the data are.
             work: The work directory.
-            config: The settings of a run; `mine`, `label` and the general ones are used.
+            config: The settings of a run; `mine`, `filter`, `label` and the general ones are used, but for
+                `label.max_seq_length`, which is GPL's: here `labelled.teacher_tokens` says it.
             labelled: The settings beside them.
             teacher: Whether candidates are scored with the model of `label`.
             report: Called with (what, done, all) as work goes on.
         """
-        super().__init__(sources.corpus, work, config, report=report)
+        label = dataclasses.replace(config.label, max_seq_length=labelled.teacher_tokens or _UNCUT)
+        super().__init__(sources.corpus, work, dataclasses.replace(config, label=label), report=report)
         self.sources, self.labelled, self.teacher = sources, labelled, teacher
 
     @functools.cached_property

@@ -36,6 +36,9 @@ class LabelledConfig(Checked):
     query_prompt: str = setting("", "put before each query for the encoder, in place of the model's own prompt")
     doc_prompt: str = setting("", "put before each passage for the encoder, in place of the model's own prompt")
     encoder_tokens: int = setting(0, "tokens the encoder reads at most (0: as the model says)", low=0)
+    teacher_tokens: int = setting(
+        0, "query and passage are each cut to this many teacher tokens (0: only a pair, by the teacher's window)", low=0
+    )
     keep: int = setting(0, "negatives kept per query (0: all; in negminer's negatives.jsonl 8)", low=0)
     dup_threshold: float = setting(
         1.0,

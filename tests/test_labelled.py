@@ -31,7 +31,8 @@ def part(tmp_path_factory):
     """24 passages of the bundled collection; 6 queries, one with two positives and one judged not relevant."""
     folder = tmp_path_factory.mktemp("part")
     docs = [json.loads(line) for line in (DEMO / "corpus.jsonl").read_text().splitlines()[:24]]
-    for doc in docs:
+    docs[0]["text"] = " ".join(doc["text"] for doc in docs[:12])  # beyond the window: the teacher cuts the pair
+    for doc in docs[1:]:
         doc["text"] = " ".join(doc["text"].split()[:WORDS])
     queries = (DEMO / "queries.jsonl").read_text().splitlines()[:7]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
@@ -50,7 +51,7 @@ def mined(part, tmp_path_factory):
     """The folder that one command wrote."""
     folder = tmp_path_factory.mktemp("mined")
     arguments = ["--corpus", part, "--queries", part, "--qrels", part / "qrels" / "train.tsv"]
-    models = ["--encoder", "nano:student", "--teacher", "nano:teacher", "--label-max-seq-length", 300]
+    models = ["--encoder", "nano:student", "--teacher", "nano:teacher"]
     options = ["--mine-negatives-per-query", 6, "--provider", "cpu", "--precision", "fp32", "--threads", 1, "--quiet"]
     given = ["gplfast", *arguments, *models, *options, "--output", folder, "--format", *FORMATS]
     status = gplfast.cli.main(["mine", *(str(argument) for argument in given[1:])])
@@ -166,7 +167,6 @@ def options(work, **given):
         "precision": "fp32",
         "threads": 1,
         "mine": {"retrievers": ["nano:student"], "negatives_per_query": 6},
-        "label": {"max_seq_length": 300},
     }
     return {"work": work, "config": config, "teacher": "nano:teacher", **given}
 
@@ -293,11 +293,14 @@ def test_negminers_defaults(tmp_path):
     text = "embedding: a\nce: b\ncorpus: c\nqueries: q\nqrels: r\nout_dir: o\n"
     (tmp_path / "n.yml").write_text(text)
     found = negminer_config.read_config(tmp_path / "n.yml")
-    assert found.labelled == {"encoder_tokens": 512, "keep": 8, "dup_threshold": 0.95, "pos_neg_threshold": 0.05}
-    assert found.run == {
-        "mine": {"retrievers": ["a"], "negatives_per_query": 16},
-        "label": {"model": "b", "max_seq_length": 512},
+    assert found.labelled == {
+        "encoder_tokens": 512,
+        "teacher_tokens": 512,
+        "keep": 8,
+        "dup_threshold": 0.95,
+        "pos_neg_threshold": 0.05,
     }
+    assert found.run == {"mine": {"retrievers": ["a"], "negatives_per_query": 16}, "label": {"model": "b"}}
     assert negminer.Rule() == (0.95, 0.05, None, 8)
 
 
@@ -311,6 +314,10 @@ def test_negminers_defaults(tmp_path):
         (
             ["--corpus", "c", "--queries", "q", "--output", "o", "--format", "x"],
             "format is 'x' but must be one of negm",
+        ),
+        (
+            ["--corpus", "c", "--queries", "q", "--output", "o", "--label-max-seq-length", "9"],
+            "--label-max-seq-length has no effect on labelled queries; give --teacher-tokens",
         ),
         (["--corpus", "c", "--queries", "q", "--output", "o", "--keep", "-1"], "keep is -1 but must be at least 0"),
     ],

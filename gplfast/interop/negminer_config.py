@@ -19,7 +19,7 @@ _MEANT = {
     "embedding_batch_size": ("mine", "batch_size"),
     "negatives_candidates_count": ("mine", "negatives_per_query"),
     "ce": ("label", "model"),
-    "ce_seq_len": ("label", "max_seq_length"),
+    "ce_seq_len": ("labelled", "teacher_tokens"),
     "ce_batch_size": ("label", "batch_size"),
     "embedding_seq_len": ("labelled", "encoder_tokens"),
     "doc_prompt": ("labelled", "doc_prompt"),
