@@ -69,7 +69,7 @@ class UserFilter:
         plain = getattr(function, "py_func", function)
         if not inspect.isfunction(plain):
             raise ConfigError(
-                f"filter function {name or function!r} is {type(function).__name__} but must be a function"
+                f"filter function {name or repr(function)} is {type(function).__name__} but must be a function"
             )
         self.name = name or f"{plain.__code__.co_filename}:{plain.__name__}"
         kinds = [item.kind for item in inspect.signature(plain).parameters.values()]
