@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from gplfast.config import RunConfig
     from gplfast.stages.evaluate import Judged
+    from gplfast.store.corpus import Queries
     from gplfast.store.generated import GeneratedQueries
     from gplfast.store.margins import Margins
     from gplfast.store.negatives import Negatives
@@ -120,6 +121,11 @@ class Artifacts:
         identity = f"{self.corpus.fingerprint} {queries.fingerprint} {grades}"
         return evaluate.judged(self.corpus, queries, qrels, hashlib.sha256(identity.encode()).hexdigest())
 
+    @functools.cached_property
+    def given_queries(self) -> Queries | None:
+        """The real queries without judgements of `generate.queries`, where it names some."""
+        return load_queries(self.config.generate.queries) if self.config.generate.queries else None
+
     def _judgements_folder(self) -> Path:
         if self._judgements is not None:
             return Path(self._judgements)
@@ -154,8 +160,10 @@ class Artifacts:
 
         config, seed = self.config, self.config.seed
         if step == "generate":
-            model = self._served(config.generate.model)
-            return generate.manifest(self.corpus.fingerprint, model, config.generate, seed)
+            name, given = config.generate.needed_model, self.given_queries
+            model = self._served(name) if name else ""
+            queries = "" if given is None else given.fingerprint
+            return generate.manifest(self.corpus.fingerprint, model, config.generate, seed, given=queries)
         inputs = {"corpus": self.corpus.fingerprint, "queries": self._input("generate").key}
         if step == "mine":
             filters = filtering.identity(config.filter, config.label, lambda: self._served(config.label.model))

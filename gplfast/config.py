@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gplfast import positive_settings
 from gplfast.errors import ConfigError
 from gplfast.filter_settings import FilterConfig, check_filter
 from gplfast.preset_settings import AUTO, PRESETS
@@ -39,22 +40,31 @@ class InputConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateConfig(Checked):
-    """Queries from passages with a T5 generator (nucleus sampling, as GPL)."""
+class GenerateConfig(positive_settings.PositiveSettings):
+    """Queries from passages: with a T5 generator (nucleus sampling, as GPL), or by another `method`."""
 
-    model: str = setting("nano:generator", "query generator: a directory, a hub name or nano:generator", output=False)
+    model: str = setting(
+        "nano:generator", "t5: query generator: a directory, a hub name or nano:generator", output=False
+    )
     queries_per_passage: int = setting(AUTO, "queries per passage (0: 250000 / passages, at least 3)", low=0)
     max_queries: int = setting(0, "use a random sample of the passages, to keep at most this many (0: all)", low=0)
-    copied: str = setting("drop", "what becomes of queries copied from their passage", choices=("drop", "keep"))
+    copied: str = setting("drop", "t5: what becomes of queries copied from their passage", choices=("drop", "keep"))
     extra_draws: float = setting(1.0, "share of queries_per_passage to draw more for dropped ones (0: none)", low=0.0)
-    top_k: int = setting(25, "sample among the k likeliest tokens (0: all)", low=0)
-    top_p: float = setting(0.95, "sample among the likeliest tokens that hold this share", low=1e-6, high=1.0)
-    temperature: float = setting(1.0, "divide the logits by this", low=1e-6)
-    max_new_tokens: int = setting(64, "longest query, in tokens", low=1)
-    passage_tokens: int = setting(0, "passage tokens the generator reads (0: all of its window)", low=0)
-    window: str = setting("head", "which part of a long passage a query is made from", choices=("head", "random"))
-    prefix: str = setting("", "text put before each passage, e.g. 'generate query: '")
-    batch_size: int = setting(32, "passages per batch", low=1, output=False)
+    top_k: int = setting(25, "t5: sample among the k likeliest tokens (0: all)", low=0)
+    top_p: float = setting(0.95, "t5: sample among the likeliest tokens that hold this share", low=1e-6, high=1.0)
+    temperature: float = setting(1.0, "t5: divide the logits by this", low=1e-6)
+    max_new_tokens: int = setting(64, "t5: longest query, in tokens", low=1)
+    passage_tokens: int = setting(0, "t5: passage tokens the generator reads (0: all of its window)", low=0)
+    window: str = setting("head", "t5: which part of a long passage a query is made from", choices=("head", "random"))
+    prefix: str = setting("", "t5: text put before each passage, e.g. 'generate query: '")
+    batch_size: int = setting(32, "t5: passages per batch", low=1, output=False)
+
+    @property
+    def needed_model(self) -> str:
+        """The name of the model that the method needs, "" where it needs none."""
+        if self.method == positive_settings.T5:
+            return self.model
+        return self.salient_model if positive_settings.uses_encoder(self) else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +253,7 @@ def check(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: Two settings do not fit each other.
     """
+    positive_settings.check(config.generate)
     mine, train = config.mine, config.train
     if not mine.retrievers:
         raise ConfigError("[mine] retrievers is empty; name at least one bi-encoder or bm25")

@@ -9,6 +9,7 @@ from typing import Any
 
 from gplfast import config as settings
 from gplfast.errors import ConfigError
+from gplfast.positive_settings import read_by
 from gplfast.settings import coerce, field_types, value_type
 
 if typing.TYPE_CHECKING:
@@ -110,7 +111,12 @@ def flag_of(target: str) -> str:
 
 
 def _refuse_unused(arguments: argparse.Namespace, given: Iterable[str], config: settings.RunConfig) -> None:
-    """A flag for a step that does not run would be ignored silently."""
+    """A flag for a step that does not run, or for another method, would be ignored silently."""
+    method, read = config.generate.method, read_by(config.generate)
+    for target in given:
+        section, _, name = target.rpartition(".")
+        if section == "generate" and name not in read:
+            raise ConfigError(f"{flag_of(target)} has no effect: method is {method}, which does not read it")
     if arguments.name not in ("run", "train"):
         return
     unused: dict[str, str] = {}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gplfast.config import RunConfig, load_config
 from gplfast.config import check as check_settings
 from gplfast.errors import ConfigError
+from gplfast.positive_settings import T5
 from gplfast.preset_settings import DEMO
 from gplfast.report import BM25, Bench, System, summary
 from gplfast.store.atomic import read_json, write_json
@@ -76,14 +77,14 @@ class Pipeline(Systems):
         """Queries of the corpus."""
         from gplfast.stages import generate
 
-        config = self.config.generate
         return generate.generate(
             self.corpus,
             self.directory("generate"),
             self.wanted("generate"),
-            config,
-            lambda: self.serving.generator(self.model(config.model).path),
+            self.config.generate,
+            self._open_generation_model,
             seed=self.config.seed,
+            given=self.given_queries,
             report=self.report,
         )
 
@@ -295,6 +296,12 @@ class Pipeline(Systems):
         report = summary(self.collection, results, self.config, self.seconds(), self._runtimes())
         write_json(self.work.root / "report.json", report)
         return report
+
+    def _open_generation_model(self) -> Any:
+        path = self.model(self.config.generate.needed_model).path
+        if self.config.generate.method == T5:
+            return self.serving.generator(path)
+        return self.serving.encoder(path, "encoder")
 
     def _open_teacher(self) -> Any:
         return self.serving.teacher(self.model(self.config.label.model).path)

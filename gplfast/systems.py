@@ -10,6 +10,7 @@ from gplfast.artifacts import Artifacts, ModelFile
 from gplfast.errors import ArtifactError, ConfigError, HubError, MissingExtraError, ModelError
 from gplfast.filter_settings import FilterConfig
 from gplfast.mining.user_filter import UserFilter
+from gplfast.positive_settings import T5, uses_bm25
 from gplfast.report import BM25, BM25_TEACHER, System
 from gplfast.store.atomic import read_json
 from gplfast.store.manifest import Manifest
@@ -114,8 +115,12 @@ class Systems(Artifacts):
             ModelError: One is of another kind than its role needs.
         """
         config = self.config
-        if "generate" in steps:
-            preflight.generator(self.model(config.generate.model).path)
+        if "generate" in steps and (name := config.generate.needed_model):
+            path = self.model(name).path
+            if config.generate.method == T5:
+                preflight.generator(path)
+            else:
+                preflight.bi_encoder(path, "salient_model")
         for name in self.retrievers().values() if "mine" in steps else ():
             if name != BM25:
                 preflight.bi_encoder(self.model(name).path, "retriever")
@@ -144,12 +149,15 @@ class Systems(Artifacts):
             MissingExtraError: The message names the extra that brings it.
         """
         kinds = ["training"] if any(step.startswith("train") for step in stale) else []
+        generated = ["generate"] if self.config.generate.needed_model else []
         retrievers = set(self.retrievers().values())
-        served = {"generate", "label", *(["mine"] if retrievers - {BM25} else [])}
+        served = {*generated, "label", *(["mine"] if retrievers - {BM25} else [])}
         filters = self.config.filter
         teacher = "mine" in stale and (filters.by_teacher or bool(filters.audit))
         if served & set(stale) or set(systems) - {BM25} or teacher:
             kinds.append("serving models")
+        if "generate" in stale and uses_bm25(self.config.generate):
+            kinds.append("bm25")
         if ("mine" in stale and BM25 in retrievers) or {BM25, BM25_TEACHER} & set(systems):
             kinds.append("bm25")
         if "mine" in stale and self.config.mine.search != "exact":

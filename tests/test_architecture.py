@@ -19,7 +19,7 @@ CSRC = ROOT / "csrc"
 ORDER = [
     ("errors",),  # [0]
     ("preset_settings", "settings", "settings_file"),
-    ("filter_settings",),
+    ("positive_settings", "filter_settings"),
     ("config",),
     ("store",),  # [1]
     ("ops",),

@@ -31,8 +31,6 @@ RECALL_QUERIES = 100
 # FAISS trains on at most so many vectors per list.
 _TRAIN_ROWS_PER_LIST = 256
 _ADD_ROWS = 65_536
-# Pairs whose vectors are copied to be scored at a time: 192 MiB at 768 dimensions.
-_SCORED_PAIRS = 1 << 15
 # FAISS on a GPU finds no more, and looks into no more lists.
 _GPU_MOST = 2048
 Progress = Callable[[int, int], None]
@@ -167,13 +165,8 @@ class Approximate:
         for number, row in enumerate(ids):
             row[np.isin(row, exclude.list(number))] = -1
         scores = np.full(ids.shape, -np.inf, np.float32)
-        step = max(1, _SCORED_PAIRS // max(1, ids.shape[1]))
-        for start in range(0, len(ids), step):
-            there = ids[start : start + step] >= 0
-            pairs = from_sequences([row[row >= 0] for row in ids[start : start + step]])
-            scores[start : start + step][there] = dense.pair_scores(
-                queries[start : start + step], self._docs, pairs, metric=self._metric, threads=self._threads
-            )
+        pairs = from_sequences([row[row >= 0] for row in ids])
+        scores[ids >= 0] = dense.pair_scores(queries, self._docs, pairs, metric=self._metric, threads=self._threads)
         ids[np.isnan(scores)] = -1
         scores[np.isnan(scores)] = -np.inf
         order = np.lexsort((ids, -scores, ids < 0), axis=1)[:, :k]

@@ -101,6 +101,37 @@ class Bm25:
                 scores[pairs.indptr[number] : pairs.indptr[number + 1]] = np.where(found > 0, found, np.nan)
         return scores
 
+    def own_scores(self, parts: Sequence[str], row: int) -> npt.NDArray[np.float32]:
+        """The scores of many texts with one passage, to the bit what `pair_scores` gives, whatever the corpus' size.
+
+        Args:
+            parts: The texts, n of them.
+            row: The passage.
+
+        Returns:
+            float32 (n,); NaN where the two share no word.
+        """
+        scores = np.full(len(parts), np.nan, np.float32)
+        weights: dict[str, np.float32] = {}
+        for number, tokens in enumerate(self._tokenize(parts) if self._index is not None else []):
+            total = np.float32(0)
+            for token in tokens:
+                if token not in weights:
+                    weights[token] = self._weight(token, row)
+                total += weights[token]
+            scores[number] = total if total > 0 else np.nan
+        return scores
+
+    def _weight(self, token: str, row: int) -> np.float32:
+        """What a token adds to the score of a passage: its entry of the index's columns, rows ascending in each."""
+        column = self._index.vocab_dict.get(token)
+        if column is None:
+            return np.float32(0)
+        start, stop = self._index.scores["indptr"][column : column + 2]
+        at = start + np.searchsorted(self._index.scores["indices"][start:stop], row)
+        found = at < stop and self._index.scores["indices"][at] == row
+        return np.float32(self._index.scores["data"][at]) if found else np.float32(0)
+
     def _scores(self, tokens: list[str]) -> npt.NDArray[np.float32]:
         return np.asarray(self._index.get_scores(tokens), np.float32)
 
@@ -109,6 +140,18 @@ class Bm25:
             list(texts), stopwords="english", return_ids=False, show_progress=False
         )
         return tokens
+
+
+def stop_words() -> frozenset[str]:
+    """English words that say little, in lower case: bm25s's longer list.
+
+    Raises:
+        MissingExtraError: bm25s is not installed.
+    """
+    _import_bm25s()
+    from bm25s.stopwords import STOPWORDS_EN_PLUS
+
+    return frozenset(STOPWORDS_EN_PLUS)
 
 
 def _best(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:

@@ -9,7 +9,7 @@ import unicodedata
 # is copied by nature: of the 5,125 names that MedQuAD's answers have as titles 90 % have at most 5 words. People hardly
 # ever write longer ones: 1 of SQuAD's, PubMedQA's, CACM's, CISI's and Cranfield's 5,300 queries occurs in its passage.
 FEWEST_WORDS = 6
-_WORD = re.compile(r"[^\W_]+")
+WORD = re.compile(r"[^\W_]+")
 
 
 def plain(text: str) -> str:
@@ -21,7 +21,7 @@ def plain(text: str) -> str:
     folded = text.casefold()
     if not folded.isascii():
         folded = "".join(c for c in unicodedata.normalize("NFKD", folded) if not unicodedata.combining(c))
-    words = _WORD.findall(folded)
+    words = WORD.findall(folded)
     return f" {' '.join(words)} " if words else ""
 
 

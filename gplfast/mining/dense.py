@@ -25,6 +25,9 @@ _SEARCH_ROWS = 2048
 # So few queries are searched without packing the documents first, which would take longer than the search.
 _FEW_ROWS = 64
 
+# Pairs whose vectors are copied at a time: 209,000 pairs of 384 dimensions take 2.3 s, and 9.5 s with 32,768, as the
+# memory of larger copies is mapped anew each time.
+_SCORED_PAIRS = 4096
 _METRICS: dict[str, Literal["ip", "cosine"]] = {"cosine": "cosine", "dot": "ip"}
 
 Progress = Callable[[int, int], None]
@@ -169,13 +172,17 @@ def pair_scores(
     """
     from gplfast import ops
 
-    n = len(pairs.rows)
     owners = np.repeat(np.arange(len(queries)), pairs.lengths)
-    both = np.concatenate([queries[owners], docs[pairs.rows]])  # a copy of these rows only
-    indices = np.arange(2 * n, dtype=np.int64).reshape(2, n).T.ravel()
-    lists = (2 * np.arange(n + 1, dtype=np.int64), indices)
-    found = ops.gram(both, lists, metric=_METRICS[metric], triangle=True, threads=threads or None)
-    return found.values.astype(np.float32, copy=False)
+    scores = np.empty(len(owners), np.float32)
+    for start in range(0, len(owners), _SCORED_PAIRS):
+        part = slice(start, start + _SCORED_PAIRS)
+        n = len(owners[part])
+        both = np.concatenate([queries[owners[part]], docs[pairs.rows[part]]])  # a copy of these rows only
+        indices = np.arange(2 * n, dtype=np.int64).reshape(2, n).T.ravel()
+        lists = (2 * np.arange(n + 1, dtype=np.int64), indices)
+        found = ops.gram(both, lists, metric=_METRICS[metric], triangle=True, threads=threads or None)
+        scores[part] = found.values
+    return scores
 
 
 def text_rows(texts: Sequence[str]) -> Callable[[range], list[str]]:

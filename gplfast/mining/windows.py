@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 # A window should hold at least this many characters per token it may have, or it starts too near the end. English
 # WordPiece has about 4.5 characters a token; half of that lets the last sentences be drawn too.
 _CHARACTERS_PER_TOKEN = 2.25
-_SENTENCE_END = re.compile(r"[.!?][\"')\]]*\s+|\n+")
+SENTENCE_END = re.compile(r"[.!?][\"')\]]*\s+|\n+")
 
 
 def starts(text: str, window_tokens: int) -> list[int]:
     """Positions at which a window may start: the beginning, and after each sentence with enough text behind it."""
     last = len(text) - int(window_tokens * _CHARACTERS_PER_TOKEN)
-    return [0, *(match.end() for match in _SENTENCE_END.finditer(text) if match.end() <= last)]
+    return [0, *(match.end() for match in SENTENCE_END.finditer(text) if match.end() <= last)]
 
 
 def random_windows(

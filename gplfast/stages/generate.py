@@ -1,8 +1,12 @@
-"""generate: queries from passages, sampled with counters, in shards of passages."""
+"""generate: queries from passages, sampled with counters, in shards of passages.
+
+With a generator here; the methods without one are in `mining.positives`, and make the same artifact.
+"""
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import json
 import math
@@ -12,9 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from gplfast.errors import DataError
 from gplfast.mining.copies import is_copied, plain
+from gplfast.mining.positives.job import Job
+from gplfast.mining.positives.makers import counted, open_method
 from gplfast.mining.sampling import permutation
 from gplfast.mining.windows import random_windows
+from gplfast.positive_settings import T5, read_by, recorded
 from gplfast.settings import output_settings
 from gplfast.store.generated import GeneratedQueries
 from gplfast.store.manifest import Manifest, freshness
@@ -24,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gplfast.config import GenerateConfig
-    from gplfast.store.corpus import Corpus
+    from gplfast.store.corpus import Corpus, Queries
 
 # GPL's rule: at least 250 K queries, at least 3 per passage (train.py:99-110).
 TARGET_QUERIES = 250_000
@@ -62,7 +70,7 @@ class Plan(NamedTuple):
     """Which passages are used and how often.
 
     Attributes:
-        passages: int64 (n,), rows, ascending.
+        passages: int64 (n,), rows (of the given queries, where there are such), ascending.
         per_passage: queries drawn from each.
     """
 
@@ -70,11 +78,30 @@ class Plan(NamedTuple):
     per_passage: int
 
 
-def manifest(corpus_fingerprint: str, model_fingerprint: str, config: GenerateConfig, seed: int) -> Manifest:
-    """What the queries depend on."""
-    settings = {**output_settings(config), "seed": seed, "shard_passages": SHARD_PASSAGES}
+def manifest(
+    corpus_fingerprint: str, model_fingerprint: str, config: GenerateConfig, seed: int, *, given: str = ""
+) -> Manifest:
+    """What the queries depend on.
+
+    Args:
+        corpus_fingerprint: Of the passages.
+        model_fingerprint: Of the generator, or of the bi-encoder that scores spans; "" where the method has no model.
+        config: Settings of the step; of a method those that it reads are recorded.
+        seed: Seed of every draw.
+        given: Fingerprint of the given queries.
+    """
+    if config.method == T5:
+        read = read_by(config)
+        settings = {name: value for name, value in output_settings(config).items() if name in read}
+    else:
+        settings = recorded(config)
+    inputs = {"corpus": corpus_fingerprint} | ({"given queries": given} if given else {})
+    role = "generator" if config.method == T5 else "encoder"
     return Manifest(
-        "queries", inputs={"corpus": corpus_fingerprint}, config=settings, models={"generator": model_fingerprint}
+        "queries",
+        inputs=inputs,
+        config={**settings, "seed": seed, "shard_passages": SHARD_PASSAGES},
+        models={role: model_fingerprint} if model_fingerprint else {},
     )
 
 
@@ -94,6 +121,13 @@ def plan(n_passages: int, config: GenerateConfig, seed: int) -> Plan:
     return Plan(rows, per_passage)
 
 
+def _plan(corpus: Corpus, config: GenerateConfig, given: Queries | None, seed: int) -> Plan:
+    """The plan; a passage has one title, and a given query is one query."""
+    if given is not None or config.method == "title":
+        config = dataclasses.replace(config, queries_per_passage=1)
+    return plan(len(corpus) if given is None else len(given), config, seed)
+
+
 def auto_queries_per_passage(n_passages: int) -> int:
     """3, or as many as give 250,000 queries when 3 would give fewer."""
     if FEWEST_PER_PASSAGE * n_passages < TARGET_QUERIES:
@@ -111,32 +145,43 @@ def generate(
     directory: Path,
     wanted: Manifest,
     config: GenerateConfig,
-    open_generator: Callable[[], Generator],
+    open_model: Callable[[], Any],
     *,
     seed: int,
+    given: Queries | None = None,
     report: Report | None = None,
 ) -> GeneratedQueries:
-    """Generate the queries of the corpus and write them, shard by shard.
+    """Generate the queries of the corpus by the method of the settings and write them, shard by shard.
 
     Each query follows from (seed, passage, number of the sample) alone. Per passage empty queries, repeats of an
-    earlier one and copies from the passage are dropped and counted, and further samples are drawn until it has as many
-    as were asked for, or `extra_draws` is used up; those that stay are in the order in which they were drawn.
+    earlier one and, of a generator, copies from the passage are dropped and counted, and further samples are drawn
+    until it has as many as were asked for, or `extra_draws` is used up; those that stay are in the order in which they
+    were drawn. What other methods drop: see `mining.positives.quota.fill`.
 
     Args:
         corpus: The passages.
         directory: The artifact's directory.
         wanted: The manifest to write, see `manifest`.
         config: Settings of the step.
-        open_generator: Opens the model; called only when there is something to do.
+        open_model: Opens the method's model, a `Generator` or a bi-encoder; called only when there is something to do.
         seed: Seed of the sampling.
+        given: Real queries, to be paired with their best passages (method bm25).
         report: Called with (what, done, all).
 
     Returns:
         The queries.
+
+    Raises:
+        DataError: The corpus lacks what the method needs, or the method made no query at all.
     """
     if not freshness(directory, wanted).fresh:
-        todo = plan(len(corpus), config, seed)
-        _run(corpus, ShardSet(directory, wanted), todo, open_generator, config, seed=seed, report=report)
+        todo, shards = _plan(corpus, config, given, seed), ShardSet(directory, wanted)
+        if config.method == T5:
+            _run(corpus, shards, todo, open_model, config, seed=seed, report=report)
+        else:
+            n_extra = most_extra_draws(todo.per_passage, config.extra_draws)
+            job = Job(corpus, config, seed, todo.per_passage, n_extra, open_model, given)
+            _run_without_generator(job, shards, todo, report)
     return load(directory, wanted, n_passages=len(corpus))
 
 
@@ -176,12 +221,34 @@ def _run(
         passages = [_Passage(int(row), title, text, config.copied == "drop") for row, title, text in titles_texts]
         _fill(passages, todo.per_passage, most_extra_draws(todo.per_passage, config.extra_draws), draw, show)
         shards.write(shard, _table(passages, todo.per_passage))
-    totals = dict.fromkeys(_COUNTED, 0) | {"passages": len(todo.passages)}
+    shards.finish(_totals(shards, dict.fromkeys(_COUNTED, 0) | {"passages": len(todo.passages)}))
+
+
+def _run_without_generator(job: Job, shards: ShardSet, todo: Plan, report: Report | None) -> None:
+    missing = shards.missing(_n_shards(todo))
+    make = open_method(job) if missing else None
+    for shard in missing:
+        if make is None:
+            break
+        stop = min((shard + 1) * SHARD_PASSAGES, len(todo.passages))
+        made = make(todo.passages[shard * SHARD_PASSAGES : stop])
+        shards.write(shard, _counted_table(GeneratedQueries(made.texts, made.passages, made.sources), made.counts))
+        if report is not None:
+            report("generate", stop, len(todo.passages))
+    items, method = "passages" if job.given is None else "given queries", job.config.method
+    totals = _totals(shards, {items: len(todo.passages), "queries": 0} | dict.fromkeys(counted(job), 0))
+    if not totals["queries"]:
+        found = ", ".join(f"{name} {number}" for name, number in totals.items() if number)
+        raise DataError(f"generate: method {method} made 0 queries ({found or 'no passages'}); use another method")
+    shards.finish(totals)
+
+
+def _totals(shards: ShardSet, totals: dict[str, int]) -> dict[str, int]:
     for table in shards.tables():
         totals["queries"] += table.num_rows
         for name, value in json.loads(table.schema.metadata[_COUNTS]).items():
             totals[name] += value
-    shards.finish(totals)
+    return totals
 
 
 class _Passage:
@@ -290,8 +357,14 @@ def _table(passages: Sequence[_Passage], quota: int) -> Any:
         counts["drawn"] += passage.n_drawn
         counts["passages below quota"] += len(passage.kept) < quota
     rows = np.repeat([passage.row for passage in passages], [len(passage.kept) for passage in passages])
-    table = GeneratedQueries([query for passage in passages for query in passage.kept], rows.astype(np.int64)).table()
-    return table.replace_schema_metadata({_COUNTS: json.dumps({name: counts[name] for name in sorted(counts)})})
+    texts = [query for passage in passages for query in passage.kept]
+    return _counted_table(GeneratedQueries(texts, rows.astype(np.int64)), counts)
+
+
+def _counted_table(queries: GeneratedQueries, counts: collections.Counter[str]) -> Any:
+    return queries.table().replace_schema_metadata(
+        {_COUNTS: json.dumps({name: counts[name] for name in sorted(counts)})}
+    )
 
 
 def _n_shards(todo: Plan) -> int:

@@ -160,9 +160,9 @@ def load(directory: Path, made: Manifest, *, n_queries: int, n_passages: int) ->
 
 
 def exclusions(corpus: Corpus, queries: Positives, *, duplicates: bool) -> Lists:
-    """Per query the rows that are no negatives: its positives and, when asked for, all passages of the same text."""
-    positives = Lists(*queries.positives)
-    return widen(positives, same_text_groups(corpus.texts())) if duplicates else positives
+    """Per query the rows that are no negatives: its positives, what it was cut from, and, if asked, their copies."""
+    never = Lists(*queries.never_negative)
+    return widen(never, same_text_groups(corpus.texts())) if duplicates else never
 
 
 @dataclasses.dataclass(frozen=True)

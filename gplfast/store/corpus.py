@@ -75,6 +75,10 @@ class Corpus:
         """The titles of these rows, "" where there is none: what `text` begins with."""
         return list(self.table["title"].take(pa.array(rows)).to_pylist())
 
+    def bodies(self, rows: NDArray[np.int64]) -> list[str]:
+        """The texts of these rows without their titles."""
+        return list(self.table["text"].take(pa.array(rows)).to_pylist())
+
     def texts(self, rows: Iterable[int] | NDArray[np.int64] | None = None) -> list[str]:
         """`text` for many rows (all, when not given), in the order asked for."""
         table = self.table

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PREFIX = "genQ"
+_SOURCE = "source"
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +26,13 @@ class GeneratedQueries:
     Attributes:
         texts: n_queries texts.
         passages: int64 (n_queries,), the row of each query's passage, its only known positive.
+        sources: int64 (n_queries,), the row of the passage that each query was cut from, where that is another one: it
+            holds the query word for word, so it is no negative either. None where queries come from their passages.
     """
 
     texts: list[str]
     passages: NDArray[np.int64]
+    sources: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """How many queries."""
@@ -44,15 +48,25 @@ class GeneratedQueries:
         """CSR (indptr, rows): one positive per query, its passage."""
         return np.arange(len(self) + 1, dtype=np.int64), self.passages
 
+    @property
+    def never_negative(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """CSR (indptr, rows): the passage, and the one that the query was cut from where that is another."""
+        if self.sources is None:
+            return self.positives
+        both = np.stack([self.passages, self.sources], axis=1)
+        differ = np.stack([np.ones(len(self), bool), self.passages != self.sources], axis=1)
+        return np.concatenate([[0], np.cumsum(differ.sum(axis=1))]).astype(np.int64), both[differ]
+
     def as_queries(self) -> Queries:
         """The same as `Queries`, for writers of other formats."""
         return Queries.from_lists(self.ids, self.texts)
 
     def table(self) -> pa.Table:
-        """As Arrow: `passage` int64, `text` large_string."""
+        """As Arrow: `passage` int64, `text` large_string, and `source` int64 where there are sources."""
         import pyarrow as pa
 
-        return pa.table({"passage": pa.array(self.passages), "text": pa.array(self.texts, pa.large_string())})
+        columns = {"passage": pa.array(self.passages), "text": pa.array(self.texts, pa.large_string())}
+        return pa.table(columns if self.sources is None else {**columns, _SOURCE: pa.array(self.sources)})
 
     @classmethod
     def from_table(cls, table: pa.Table, name: str, *, n_passages: int) -> GeneratedQueries:
@@ -61,11 +75,14 @@ class GeneratedQueries:
         Raises:
             ArtifactError: when it is something else, or names passages that do not exist.
         """
-        if table.column_names != ["passage", "text"]:
+        if table.column_names not in (["passage", "text"], ["passage", "text", _SOURCE]):
             raise ArtifactError(f"{name}: has columns {table.column_names} but must have passage, text; delete it")
-        passages = table["passage"].to_numpy().astype(np.int64)
-        if len(passages) and not 0 <= passages.min() <= passages.max() < n_passages:
-            raise ArtifactError(
-                f"{name}: names passage row {passages.max()} but the corpus has {n_passages}; delete it"
-            )
-        return cls(table["text"].to_pylist(), passages)
+        passages, *sources = (
+            table[column].to_numpy().astype(np.int64) for column in table.column_names if column != "text"
+        )
+        for rows in (passages, *sources):
+            if len(rows) and not 0 <= rows.min() <= rows.max() < n_passages:
+                raise ArtifactError(
+                    f"{name}: names passage row {rows.max()} but the corpus has {n_passages}; delete it"
+                )
+        return cls(table["text"].to_pylist(), passages, *sources)

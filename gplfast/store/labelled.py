@@ -32,6 +32,10 @@ class Positives(Protocol):
     def positives(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """CSR (indptr int64 (n_queries + 1,), rows int64 (n,)): passage rows, each once per query."""
 
+    @property
+    def never_negative(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """CSR as `positives`: these, and what else must not be a negative."""
+
     def __len__(self) -> int:
         """How many queries."""
 
@@ -84,6 +88,11 @@ class LabelledQueries:
     def positives(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """CSR (indptr, rows)."""
         return self.indptr, self.rows
+
+    @property
+    def never_negative(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """CSR (indptr, rows): the positives."""
+        return self.positives
 
     @cached_property
     def fingerprint(self) -> str:
