@@ -94,7 +94,7 @@ LOSSES = [
     Variant("triplet", "losses", _loss("triplet", **_CONTRASTIVE)),
     Variant("triplet, in-batch hard 2", "losses", _loss("triplet", in_batch_hard=2, **_CONTRASTIVE)),
     Variant("gist", "losses", _loss("gist", **_CONTRASTIVE)),
-    Variant("adore", "losses", _loss("adore", **_CONTRASTIVE)),
+    Variant("GenQ, adore", "losses", {"genq": {"loss": "adore"}}, "genq"),
     # A batch four times as large in a quarter of the steps: the same rows.
     Variant(
         "GenQ, cached-mnrl, batch 128", "losses", {"genq": {"loss": "cached-mnrl", "batch_size": 128}}, "genq", 0.25
