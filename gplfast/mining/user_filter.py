@@ -313,7 +313,7 @@ def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _kernel(numba: Any, function: Any, n_arguments: int) -> Callable[..., int]:
     """Queries start <= query < stop; gives the first one whose answer has another length, or -1."""
-    # Cutting an array that the function does not take would cost a third of the whole (159 against 95 ns a query).
+    # Each array that is cut costs: 159 ns a query of 50 candidates with all five, 113 with the two that were taken.
     takes: dict[int, Callable[..., Any]] = {
         1: lambda a, i, j, k, m: function(a[0][i:j]),  # noqa: ARG005
         2: lambda a, i, j, k, m: function(a[0][i:j], a[1][k:m]),

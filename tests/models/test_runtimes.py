@@ -253,6 +253,20 @@ def test_the_fastest_that_passes_is_taken_once(trials, monkeypatch, tmp_path):
     assert trial.choose(found[:2], "exact", tmp_path, 2, gated=True)[0] == "fast", "other candidates, another trial"
 
 
+def test_other_work_on_the_machine_does_not_decide(trials, monkeypatch, tmp_path):
+    """The fastest runtime is disturbed in all its rounds but one."""
+    run, calls = trials.run, []
+
+    def disturbed(model, items):
+        calls.append(model)
+        if model == "low" and calls.count("low") != 1 + calibration.ROUNDS:
+            trials.now += 1.0
+        return run(model, items)
+
+    trials.run = disturbed
+    assert trials.calibration(monkeypatch).choose(["exact", "low"], "exact", tmp_path, 2, gated=True)[0] == "low"
+
+
 def test_what_was_asked_for_by_name_passes_no_gate(trials, monkeypatch, tmp_path):
     trial = trials.calibration(monkeypatch)
     model, choice = trial.choose(["low", "bad"], "exact", tmp_path, 2, gated=False)

@@ -260,7 +260,7 @@ def problems(draw):
     return own, own_scores, rows, scores, docs, table.reshape(n_queries, N_DOCS), config, draw(st.integers(1, 6))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(problems(), st.booleans(), st.sampled_from([1, 2]))
 def test_filters_are_what_they_say(problem, grouped, threads):
     own, own_scores, rows, scores, docs, table, config, n_most = problem
