@@ -31,8 +31,9 @@ CHUNK_TEXTS = 16_384
 # SciFact pairs took 1.2 s on 2 busy cores, so the first batch starts after some 0.3 s.
 CHUNK_ROWS = 512
 # Tokens of a batch, padding included; batches run one to a core. 256 pairs of 128 tokens, nano:teacher on two cores of
-# Zen 5, pairs/s with 512, 1024, 2048, 4096 and 8192: OpenVINO in bfloat16 209, 201, 194, 180, 178; ONNX Runtime in
-# float32 84, 77, 77, 73, 71. One batch at a time on both cores gave 89 to 122, and 68 to 77.
+# Zen 5 beside other work, pairs/s with 512, 1024, 2048, 4096 and 8192: OpenVINO in bfloat16 209, 201, 194, 180, 178;
+# ONNX Runtime in float32 84, 77, 77, 73, 71. One batch at a time on both cores gave 89 to 122 (157 on an idle machine),
+# and 68 to 77.
 BATCH_TOKENS = 1024
 
 
