@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from gplfast.store.negatives import Negatives
 
 SHARD_ROWS = 32_768
-# Rows whose margins say how wide each teacher's scores are: the mean |margin| of 2,048 is known to about 2 %.
+# Rows whose margins say how wide each teacher's scores are: where |margin| spreads as wide as its mean, the mean of
+# 2,048 is known to 1 / sqrt(2048), some 2 %.
 SAMPLE_ROWS = 2048
 TEACHERS_FILE = "teachers.json"
 _SCORES = b"gplfast.scores"
