@@ -53,7 +53,7 @@ def test_what_is_wrong_shows_before_anything_runs(world, tmp_path, capsys):
         ("--filter-function", "nowhere.py:keep"): "there is no file nowhere.py",
         ("--filter-near-positive", "0.9", "--mine-sources", "bm25:5"): "no source of negatives is a bi-encoder",
         ("--filter-denoise", "2"): "--filter-denoise is 2.0 but must be at most 1",
-        ("--filter-denoise", "0.1", "--loss", "mnrl"): "has no effect",
+        ("--filter-denoise", "0.1", "--students", "genq"): "has no effect",
     }.items():
         status, _, error = tiny.run_cli(capsys, *flags, *given)
         assert status == 2, given

@@ -150,7 +150,7 @@ def test_a_run_killed_after_the_last_step_does_not_train_further(tmp_path, world
     rows = examples(4 * steps)
     whole, _ = run(tmp_path / "a", world, rows, config)
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
