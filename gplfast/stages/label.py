@@ -16,12 +16,11 @@ from gplfast.mining import averaging
 from gplfast.mining.held_out import held_out
 from gplfast.mining.lists import Lists, only, single
 from gplfast.mining.sampling import Visits, visited, visits
-from gplfast.mining.scoring import PairScorer, Progress, Teacher, teacher_identity
+from gplfast.mining.scoring import PairScorer, Progress, Teacher, scorer_of
 from gplfast.settings import output_settings
 from gplfast.store.atomic import write_json
 from gplfast.store.manifest import Manifest, freshness, retract
 from gplfast.store.margins import Margins
-from gplfast.store.scores import ScoreStore
 from gplfast.store.shards import ShardSet
 
 if TYPE_CHECKING:
@@ -150,7 +149,7 @@ def label(
                 "passages, give more, or look at the counts of generate and mine"
             )
         scorers = [
-            functools.partial(_score, pair_scorer(config, opener, scores), corpus, queries)
+            functools.partial(_score, scorer_of(config, opener, scores), corpus, queries)
             for opener in (open_teacher, *more_teachers)
         ]
         n_sample = min(SAMPLE_ROWS, train.n_steps(len(eligible)) * train.batch_size)
@@ -205,18 +204,6 @@ def unique_pairs(rows: Visits) -> Pairs:
     pairs, inverse = np.unique(both, axis=0, return_inverse=True)
     found = inverse.reshape(n, -1)
     return Pairs(pairs[:, 0], pairs[:, 1], found[:, 0], found[:, 1:].reshape(rows.negatives.shape))
-
-
-def pair_scorer(config: LabelConfig, open_teacher: Callable[[], Teacher], scores: Path) -> PairScorer:
-    """What scores pairs with one teacher as the settings say, each pair once in its life."""
-    return PairScorer(
-        lambda teacher: ScoreStore(scores, teacher_identity(teacher, config.activation, config.relevance_label)),
-        open_teacher,
-        max_tokens=config.max_seq_length,
-        activation=config.activation,
-        keep_nan=config.nan == "drop",
-        batch_size=config.batch_size,
-    )
 
 
 def _weights(scorers: Sequence[Score], how: str, sample: Callable[[], Visits], report: Report | None) -> list[float]:
