@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gplfast.errors import ArtifactError, ConfigError, DataError
 from gplfast.loss_settings import GUIDED, MARGIN_MSE, MNRL
@@ -165,7 +165,6 @@ class Artifacts:
 
     def wanted(self, step: str) -> Manifest:
         """The manifest that a step's artifact should have."""
-        from gplfast.mining import filtering
         from gplfast.stages import generate, label, mine, train
 
         config, seed = self.config, self.config.seed
@@ -176,8 +175,7 @@ class Artifacts:
             return generate.manifest(self.corpus.fingerprint, model, config.generate, seed, given=queries)
         inputs = {"corpus": self.corpus.fingerprint, "queries": self._input("generate").key}
         if step == "mine":
-            filters = filtering.identity(config.filter, config.label, lambda: self._served(config.label.model))
-            return mine.manifest(inputs, self._retriever_fingerprints(), config.mine, seed, filters)
+            return mine.manifest(inputs, self._retriever_fingerprints(), config.mine, seed, self._filter_identity())
         if step == "train genq":
             base, loss = self.model(config.genq.base).fingerprint, config.genq.chosen_loss(MNRL)
             return train.manifest(inputs, base, config.genq, loss, seed, guide=self.guide_fingerprint(config.genq))
@@ -194,6 +192,12 @@ class Artifacts:
             f"step is {step!r} but must be one of generate, mine, label, train gpl, train rgpl, train genq"
         )
 
+    def _filter_identity(self) -> dict[str, Any]:
+        """What the filters depend on."""
+        from gplfast.mining import filtering
+
+        return filtering.identity(self.config.filter, self.config.label, lambda: self._served(self.config.label.model))
+
     def _wanted_gpl(self, inputs: dict[str, str]) -> Manifest:
         from gplfast.stages import train
 
@@ -207,7 +211,9 @@ class Artifacts:
         config = self.config
         inputs["negatives"] = self._input("mine").key
         made = self._wanted_gpl(inputs)
-        mine = {"exclude_duplicates": config.mine.exclude_duplicates}
+        mine: dict[str, Any] = {"exclude_duplicates": config.mine.exclude_duplicates}
+        if filters := self._filter_identity():
+            mine["filter"] = filters
         teachers = [self._served(name) for name in self.teachers()]
         return refresh.manifest(made, teachers, config.label, config.refresh, mine)
 

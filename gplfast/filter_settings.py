@@ -59,6 +59,9 @@ class FilterConfig(Checked):
         high=1.0,
         added=True,
     )
+    promote: bool = setting(
+        False, "train on pseudo-positives as further positives of their query, instead of listing them", added=True
+    )
     audit: int = setting(
         0,
         "queries whose negatives the teacher reads to estimate the share of false ones (0: none)",
@@ -112,6 +115,11 @@ def check_filter(wanted: FilterConfig, activation: str) -> None:
         raise ConfigError(
             "[filter] denoise and pseudo_positive compare probabilities but [label] activation is default, which may "
             "be one or not; name it: identity, sigmoid or softmax"
+        )
+    if wanted.promote and wanted.pseudo_positive >= 1.0:
+        raise ConfigError(
+            "[filter] promote is on but pseudo_positive is 1, so the teacher takes nothing for a positive; give "
+            "pseudo_positive, for example 0.9"
         )
     if wanted.function and not all(wanted.function.rpartition(":")[::2]):
         raise ConfigError(f"[filter] function is {wanted.function!r} but must be file.py:name")

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from gplfast.artifacts import Report
-    from gplfast.mining.filtering import Asked
     from gplfast.store.corpus import Corpus
     from gplfast.store.generated import GeneratedQueries
     from gplfast.store.margins import Margins
@@ -105,17 +104,6 @@ class Pipeline(Remining):
             filters=self._filters(),
             report=self.report,
         )
-
-    def _filters(self) -> Asked:
-        from gplfast.mining.filtering import Asked, reader
-        from gplfast.mining.scoring import scorer_of
-
-        config, label = self.config.filter, self.config.label
-        if not (config.by_teacher or config.audit):
-            return Asked(config)
-        scorer = scorer_of(label, self.opener_of_teacher(0), self.work.path("scores"))
-        logits = label.activation in {"identity", "default"}
-        return Asked(config, scorer, logits, reader(label, self._served(label.model)))
 
     def label(self) -> Margins:
         """Margins of the teacher."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import logging
 from typing import TYPE_CHECKING, Any
 
 from gplfast.config import MineConfig
-from gplfast.mining.lists import Lists
+from gplfast.errors import ModelError
 from gplfast.store.scores import n_stored
 from gplfast.systems import Systems
 
@@ -15,12 +17,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gplfast.artifacts import Report
+    from gplfast.mining.dense import Encoder
+    from gplfast.mining.filtering import Asked
     from gplfast.models.student_encoder import StudentEncoder
     from gplfast.models.training_rows import Examples
     from gplfast.stages.refresh import Refreshes, RowsOf, Steps, Student
     from gplfast.store.manifest import Manifest
     from gplfast.store.margins import Margins
     from gplfast.store.negatives import Negatives
+
+logger = logging.getLogger(__name__)
 
 # What the student in training is called among the retrievers.
 STUDENT = "student"
@@ -61,17 +67,24 @@ class Remining(Systems):
         teacher, *more = (self._served(name) for name in self.teachers())
         negatives = {**inputs, "negatives": self._input("mine").key}
         mining = self._mining_of_refreshes()
+        # Opened once for all refreshes.
+        openers = [functools.cache(self.opener_of_teacher(place)) for place in range(len(self.teachers()))]
+        filters = self._filters(openers[0])
+        if filters.config.audit:  # of the negatives before training; each refresh would pay for it again
+            filters = filters._replace(config=dataclasses.replace(filters.config, audit=0))
         n_queries, n_passages = len(self.queries()), len(self.corpus)
 
         def mine_with(
             folder: Path, made: Manifest, student: Student, embeddings: Path, report: Report | None
         ) -> Negatives:
-            encoders: dict[str, Callable[[], Any] | None] = {STUDENT: lambda: student}
-            options: dict[str, Any] = {"encoders": encoders, "embeddings": embeddings, "threads": config.threads}
-            return mine.mine(self.corpus, self.queries(), folder, made, mining, report=report, **options)
-
-        # Opened once for all refreshes.
-        openers = [functools.cache(self.opener_of_teacher(place)) for place in range(len(self.teachers()))]
+            return mine.mine(
+                *(self.corpus, self.queries(), folder, made, mining),
+                encoders={STUDENT: functools.partial(self._encoder_of, student, embeddings / "served")},
+                embeddings=embeddings,
+                threads=config.threads,
+                filters=filters,
+                report=report,
+            )
 
         def label_rows(folder: Path, made: Manifest, pool: Negatives, rows: RowsOf, report: Report | None) -> Margins:
             return label.label(
@@ -88,20 +101,40 @@ class Remining(Systems):
             )
 
         return refresh.Steps(
-            initial=lambda: Lists(*self.negatives().union()),
+            initial=self.negatives,
             mine=mine_with,
             label=label_rows,
             load=functools.partial(label.load, n_queries=n_queries, n_passages=n_passages),
             negative_score=label.mean_negative_score,
             pairs_stored=lambda: n_stored(scores),
-            mine_manifest=mine.manifest(inputs, {STUDENT: ""}, mining),
+            mine_manifest=mine.manifest(inputs, {STUDENT: ""}, mining, filters=self._filter_identity()),
             label_manifest=label.manifest(
                 negatives, teacher, config.label, config.train, config.seed, more_teachers=more
             ),
+            filtered=config.filter.by_teacher,
         )
 
+    def _encoder_of(self, student: Student, folder: Path) -> Encoder:
+        """What embeds with the student in training: on a processor the runtime that serves models, else torch."""
+        from gplfast.models.served_student import ServedStudent
+
+        config = self.config.train
+        if student.device != "cpu":
+            return student
+        try:
+            return ServedStudent(
+                student,
+                folder,
+                lambda path, graphs: self.serving.trained(
+                    path, graphs, self.model(config.base).path, pooling=config.pooling
+                ),
+            )
+        except ModelError as error:
+            logger.warning("the student embeds by torch, which is slower: %s", error)
+            return student
+
     def _mining_of_refreshes(self) -> MineConfig:
-        """How a refresh mines: its own number, the student's similarity, exclusions as before training, no filters."""
+        """How a refresh mines: its own number, the student's similarity, exclusions as before training."""
         config = self.config
         return MineConfig(
             retrievers=(STUDENT,),
@@ -110,6 +143,18 @@ class Remining(Systems):
             exclude_duplicates=config.mine.exclude_duplicates,
             batch_size=config.refresh.batch_size,
         )
+
+    def _filters(self, open_teacher: Callable[[], Any] | None = None) -> Asked:
+        """The filters of every search for negatives; what opens the teacher where it is opened already."""
+        from gplfast.mining.filtering import Asked, reader
+        from gplfast.mining.scoring import scorer_of
+
+        config, label = self.config.filter, self.config.label
+        if not (config.by_teacher or config.audit):
+            return Asked(config)
+        scorer = scorer_of(label, open_teacher or self.opener_of_teacher(0), self.work.path("scores"))
+        logits = label.activation in {"identity", "default"}
+        return Asked(config, scorer, logits, reader(label, self._served(label.model)))
 
     def opener_of_teacher(self, place: int) -> Callable[[], Any]:
         """What opens one of `teachers()`."""

@@ -54,6 +54,21 @@ class Serving:
         self.choices[name] = model.choice.as_json()
         return model
 
+    def trained(self, path: Path, graphs: Path, base: Path, *, pooling: str = "") -> BiEncoder:
+        """A bi-encoder that was trained from another one, on what that one runs on: without a trial of its own.
+
+        Args:
+            path: Its checkpoint.
+            graphs: Where its exported graphs are kept.
+            base: The checkpoint that it was trained from.
+            pooling: Of the base, when it says none itself.
+        """
+        from gplfast.models import BiEncoder
+
+        provider, _, precision = self.encoder(base, "student", pooling=pooling).choice.runtime.partition("-")
+        options = {**self._options, "provider": provider, "precision": precision}
+        return BiEncoder.open(path, cache_dir=graphs, **options)
+
 
 def served_fingerprint(fingerprint: str, config: RunConfig) -> str:
     """Of a model's results: weights, and the precision where it was asked for by name.

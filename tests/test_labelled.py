@@ -354,6 +354,21 @@ def test_joining_by_hand():
     assert found.grades.tolist() == [1, 0, 0, 0, 0, 2, 0]
 
 
+def test_joining_hard_and_promoted_positives_by_hand():
+    """Other positives than the hard one go; the promoted follow it, before what is judged no positive."""
+    judged = candidates.Judged(Lists(np.array([0, 3, 4, 5]), np.array([5, 6, 1, 7, 8])), np.array([1, 2, 0, 1, 3]))
+    negatives = Negatives(
+        np.array([0, 2]),
+        {"a": RankedLists(np.array([0, 2, 3]), np.array([2, 4, 9]))},
+        positives=np.array([6, -1]),
+        promoted=RankedLists(np.array([0, 3, 4]), np.array([1, 3, 6, 0])),
+    )
+    found = candidates.join(judged, negatives, 10)
+    assert found.lists.indptr.tolist() == [0, 5, 6, 8]
+    assert found.lists.rows.tolist() == [6, 3, 1, 2, 4, 7, 0, 9]
+    assert found.grades.tolist() == [2, 1, 0, 0, 0, 1, 1, 0]
+
+
 def test_pieces_of_a_positive_are_positives(tmp_path):
     """Judgements name passages of the source; when these are split, all pieces are left out of the search."""
     long = " ".join(f"Sentence number {i} is here." for i in range(12))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +18,7 @@ from gplfast.mining.near import corpus_groups
 from gplfast.mining.scoring import by_rows
 from gplfast.mining.user_filter import UserFilter, function_fingerprint
 from gplfast.settings import output_settings
+from gplfast.store.negatives import RankedLists
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,10 +31,10 @@ if TYPE_CHECKING:
     from gplfast.mining.lists import Int64
     from gplfast.mining.scoring import PairScorer, Progress
     from gplfast.mining.sources import Source
+    from gplfast.store.negatives import Negatives
 
 # Candidates per negative that are looked at when a filter is on and [mine] candidates says nothing.
 OVERFETCH = 4
-
 
 # Beside the negatives, where [filter] pseudo_positive is on.
 PSEUDO_POSITIVES = "pseudo_positives"
@@ -84,17 +86,23 @@ class Tally:
         """The counts under "filters"; nothing where no filter is on."""
         return {"filters": dict(self._counts)} if self._counts else {}
 
-    def add_pseudo_positives(self, table: pa.Table, config: FilterConfig) -> pa.Table:
-        """The table with a column `pseudo_positives`, list<int64>, where asked for: of each query ascending, once."""
-        if config.pseudo_positive >= 1.0:
-            return table
-        import pyarrow as pa
+    def with_pseudo_positives(self, negatives: Negatives, config: FilterConfig) -> pa.Table:
+        """The table of the negatives, with what the teacher takes for positives: of each query ascending and once.
 
+        Promoted where that is asked for; otherwise listed in a column `pseudo_positives` that nothing reads.
+        """
+        if config.pseudo_positive >= 1.0:
+            return negatives.table()
         pairs = [np.stack([owner_of(lists), lists.rows], axis=1) for lists in self._pseudo]
         both = np.unique(np.concatenate(pairs), axis=0)
-        indptr = np.searchsorted(both[:, 0], np.arange(table.num_rows + 1)).astype(np.int64)
-        lists = pa.LargeListArray.from_arrays(pa.array(indptr), pa.array(np.ascontiguousarray(both[:, 1])))
-        return table.append_column(PSEUDO_POSITIVES, lists)
+        indptr = np.searchsorted(both[:, 0], np.arange(len(negatives) + 1)).astype(np.int64)
+        found = RankedLists(indptr, np.ascontiguousarray(both[:, 1]))
+        if config.promote:
+            return dataclasses.replace(negatives, promoted=found).table()
+        import pyarrow as pa
+
+        lists = pa.LargeListArray.from_arrays(pa.array(found.indptr), pa.array(found.docs))
+        return negatives.table().append_column(PSEUDO_POSITIVES, lists)
 
 
 def named(config: FilterConfig, counts: Sequence[Mapping[str, int]]) -> dict[str, int]:

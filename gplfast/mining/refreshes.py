@@ -79,7 +79,7 @@ def line(log: Mapping[str, Any]) -> str:
         *(f"{name} {log[name]:.2f}" for name in log if name.startswith("overlap@") or name == "sample_overlap"),
         *(f"{text} {log[name]:.2f}" for name, text in (("new_documents", "new documents"),) if name in log),
         f"teacher score of negatives {log['teacher_score_before']:.2f} to {log['teacher_score']:.2f}",
-        f"{log['pairs_scored']} pairs scored, {log['pairs_saved']} known",
+        f"{log['pairs_scored']} pairs scored" + (f", {log['pairs_saved']} known" if "pairs_saved" in log else ""),
         ", ".join(f"{name} {seconds:.1f} s" for name, seconds in log["seconds"].items()),
     ]
     return f"{head} {', '.join(shown)}"

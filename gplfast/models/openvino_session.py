@@ -10,14 +10,14 @@ import functools
 import queue
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gplfast.errors import MissingExtraError, ModelError
 from gplfast.models.session import default_threads, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-
-    import numpy as np
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -29,6 +29,9 @@ def _core() -> Any:  # noqa: ANN401  (openvino's types are not needed to check o
     except ImportError as error:
         message = "models: openvino is not installed; run: pip install 'gplfast[openvino]'"
         raise MissingExtraError(message) from error
+    # Its bindings (2026.4) look NumPy up at the first array, and hang for good when two threads bring theirs at once:
+    # one holds what the other waits for. Of 25 processes with two threads 6 hung, of 25 that made this first none.
+    openvino.Tensor(np.zeros(1, np.float32))
     return openvino.Core()
 
 

@@ -57,6 +57,11 @@ class StudentEncoder:
         return self._fingerprint
 
     @property
+    def device(self) -> str:
+        """Type of the device that it computes on, "cpu" or another of torch's."""
+        return str(self._student.device.type)
+
+    @property
     def dim(self) -> int:
         """Columns of the embeddings."""
         return int(self._student.get_embedding_dimension())

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gplfast.errors import ArtifactError, ShapeError
 from gplfast.mining import dense
-from gplfast.mining.lists import Lists
+from gplfast.mining.lists import Lists, owner_of
 from gplfast.store.manifest import Manifest, freshness
 from gplfast.store.mined import Mined, Vectors
 from gplfast.store.shards import ShardSet
@@ -152,10 +152,11 @@ def join(judged: Judged, negatives: Negatives, n_docs: int) -> Judged:
     """One list per query: what is judged, then what was mined in rank order, each passage once.
 
     Args:
-        judged: Of all queries.
-        negatives: Of some of them, in any number of lists.
+        judged: Of all queries. Where the negatives name hard positives, the others are left out.
+        negatives: Of some of them, in any number of lists. What was promoted follows the positives, of grade 1.
         n_docs: How many passages there are.
     """
+    judged = _with_promoted(_hard_only(judged, negatives), negatives, n_docs)
     n = len(judged.lists.indptr) - 1
     owners = [np.repeat(np.arange(n), judged.lists.lengths)]
     docs, grades = [judged.lists.rows], [judged.grades]
@@ -174,6 +175,38 @@ def join(judged: Judged, negatives: Negatives, n_docs: int) -> Judged:
     order = order[np.sort(first)]
     indptr = np.concatenate([[0], np.cumsum(np.bincount(owner[order], minlength=n))]).astype(np.int64)
     return Judged(Lists(indptr, np.ascontiguousarray(doc[order])), np.concatenate(grades)[order])
+
+
+def _hard_only(judged: Judged, negatives: Negatives) -> Judged:
+    """Of the positives of each query the hard one only."""
+    if negatives.positives is None:
+        return judged
+    hard, asked = np.full(len(judged.lists.lengths), -1, np.int64), np.zeros(len(judged.lists.lengths), np.bool_)
+    hard[negatives.queries], asked[negatives.queries] = negatives.positives, True
+    owners = owner_of(judged.lists)
+    kept = (judged.grades <= 0) | (judged.lists.rows == hard[owners]) | ~asked[owners]
+    return _judged(owners[kept], judged.lists.rows[kept], judged.grades[kept], len(hard))
+
+
+def _with_promoted(judged: Judged, negatives: Negatives, n_docs: int) -> Judged:
+    """With what was promoted behind the positives, unless it is judged."""
+    if negatives.promoted is None:
+        return judged
+    promoted, owners = negatives.promoted, owner_of(judged.lists)
+    more = np.repeat(negatives.queries, np.diff(promoted.indptr))
+    new = ~np.isin(more * n_docs + promoted.docs, owners * n_docs + judged.lists.rows)
+    owner = np.concatenate([owners, more[new]])
+    rows = np.concatenate([judged.lists.rows, promoted.docs[new]])
+    grades = np.concatenate([judged.grades, np.ones(new.sum(), np.int64)])
+    order = np.lexsort((grades <= 0, owner))  # stable: positives in their order, the promoted, the others
+    return _judged(owner[order], rows[order], grades[order], len(judged.lists.lengths))
+
+
+def _judged(
+    owners: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], grades: npt.NDArray[np.int64], n: int
+) -> Judged:
+    indptr = np.searchsorted(owners, np.arange(n + 1)).astype(np.int64)
+    return Judged(Lists(indptr, np.ascontiguousarray(rows)), grades)
 
 
 # Queries whose pairs are gathered at a time: with 100 candidates of 768 dimensions 160 MB.

@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from gplfast.errors import ArtifactError, DataError, ModelError
 from gplfast.mining import averaging
-from gplfast.mining.held_out import held_out
+from gplfast.mining.held_out import HeldOut, held_out
 from gplfast.mining.lists import Lists, only, single
+from gplfast.mining.refreshes import joined
 from gplfast.mining.sampling import Visits, visited, visits
 from gplfast.mining.scoring import PairScorer, Progress, Teacher, scorer_of
 from gplfast.settings import output_settings
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from gplfast.config import LabelConfig, TrainConfig
     from gplfast.store.corpus import Corpus
     from gplfast.store.generated import GeneratedQueries
-    from gplfast.store.negatives import Negatives
+    from gplfast.store.negatives import Negatives, RankedLists
 
 SHARD_ROWS = 32_768
 # Rows whose margins say how wide each teacher's scores are: where |margin| spreads as wide as its mean, the mean of
@@ -106,7 +107,8 @@ def label(
     """Draw the visits of the training, score their pairs and write the margins, shard by shard.
 
     Each query is visited once per epoch, with one positive and `train.negatives_per_row` different negatives drawn
-    uniformly from the union of all retrievers (see `visits`). Queries without a negative are skipped and counted; so
+    uniformly from the union of all retrievers (see `visits`); the positive is the query's passage, or drawn from it
+    and what the filters promoted. Queries without a negative are skipped and counted; so
     are those that are held out of training (`dev_share`), and those that `keep_share` leaves out, the ones whose own
     passage the teacher scores lowest. Fewer queries than a batch are fine: epochs go on.
 
@@ -137,17 +139,7 @@ def label(
         ModelError: The teacher gave NaN or infinity.
     """
     if not freshness(directory, wanted).fresh:
-        positives, pool = single(queries.passages), Lists(*negatives.union())
-        eligible = visited(positives, pool)
-        with_negatives = len(eligible)
-        if train.dev_share:
-            eligible = eligible[held_out(corpus, queries, train.dev_share, seed).train[eligible]]
-        if not len(eligible):
-            which = "of those that are not held out none" if train.dev_share else "none"
-            raise DataError(
-                f"cannot label: {len(queries)} queries and {which} has a negative; the corpus has {len(corpus)} "
-                "passages, give more, or look at the counts of generate and mine"
-            )
+        positives, pool, eligible, with_negatives = _trained_on(corpus, queries, negatives, train, seed)
         scorers = [
             functools.partial(_score, scorer_of(config, opener, scores), corpus, queries)
             for opener in (open_teacher, *more_teachers)
@@ -204,6 +196,45 @@ def unique_pairs(rows: Visits) -> Pairs:
     pairs, inverse = np.unique(both, axis=0, return_inverse=True)
     found = inverse.reshape(n, -1)
     return Pairs(pairs[:, 0], pairs[:, 1], found[:, 0], found[:, 1:].reshape(rows.negatives.shape))
+
+
+class _TrainedOn(NamedTuple):
+    """Positives and negatives of each query, the queries that rows are drawn of, and how many have a negative."""
+
+    positives: Lists
+    pool: Lists
+    eligible: npt.NDArray[np.int64]
+    with_negatives: int
+
+
+def _trained_on(
+    corpus: Corpus, queries: GeneratedQueries, negatives: Negatives, train: TrainConfig, seed: int
+) -> _TrainedOn:
+    positives, pool = single(queries.passages), Lists(*negatives.union())
+    eligible = visited(positives, pool)
+    with_negatives = len(eligible)
+    found = held_out(corpus, queries, train.dev_share, seed) if train.dev_share else None
+    if found is not None:
+        eligible = eligible[found.train[eligible]]
+    if negatives.promoted is not None:
+        positives = joined(positives, _promoted(negatives.promoted, queries, found))
+    if not len(eligible):
+        which = "of those that are not held out none" if train.dev_share else "none"
+        raise DataError(
+            f"cannot label: {len(queries)} queries and {which} has a negative; the corpus has {len(corpus)} "
+            "passages, give more, or look at the counts of generate and mine"
+        )
+    return _TrainedOn(positives, pool, eligible, with_negatives)
+
+
+def _promoted(promoted: RankedLists, queries: GeneratedQueries, found: HeldOut | None) -> Lists:
+    """What the filters promoted, without passages that are held out."""
+    lists = Lists(promoted.indptr, promoted.docs)
+    if found is None:
+        return lists
+    held = np.unique(found.groups[queries.passages[~found.train]])
+    kept = ~np.isin(found.groups[lists.rows], held)
+    return Lists(np.concatenate([[0], np.cumsum(kept)])[lists.indptr].astype(np.int64), lists.rows[kept])
 
 
 def _weights(scorers: Sequence[Score], how: str, sample: Callable[[], Visits], report: Report | None) -> list[float]:

@@ -268,7 +268,7 @@ def _mined(
         },
         _hard_positives(job, shard),
     )
-    table = tally.add_pseudo_positives(negatives.table(), job.filters.config)
+    table = tally.with_pseudo_positives(negatives, job.filters.config)
     told = {"dropped": int((~kept).sum()), **({"recall": recall} if recall else {}), **tally.told()}
     counts = {_COUNTS: json.dumps(told)}
     return table.replace_schema_metadata({**table.schema.metadata, **counts})

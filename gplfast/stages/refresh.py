@@ -55,6 +55,10 @@ class Student(dense.Encoder, Protocol):
 
     seconds: float
 
+    @property
+    def device(self) -> str:
+        """Type of the device that it computes on."""
+
     def save(self, path: Path) -> None:
         """Write it as it is now."""
 
@@ -67,17 +71,18 @@ class Steps:
     """The steps that a refresh is made of, done in folders of its own.
 
     Attributes:
-        initial: The pool of each query that was mined before training.
+        initial: What was mined before training.
         mine: Mines with the student: (folder, manifest, student, folder of embeddings, report).
         label: Labels rows of the visits over pools: (folder, manifest, pools, which rows, report).
         load: Reads labelled rows: (folder, manifest).
         negative_score: Mean score of the negatives of labelled rows: (folder, manifest).
         pairs_stored: How many pairs the teacher has scored so far.
+        filtered: Whether mining asks the teacher too, so that what it scored are not the rows' pairs alone.
         mine_manifest: What a list depends on, without the student and the list before.
         label_manifest: What rows depend on, without the list and the segment.
     """
 
-    initial: Callable[[], Lists]
+    initial: Callable[[], Negatives]
     mine: Callable[[Path, Manifest, Student, Path, Report | None], Negatives]
     label: Callable[[Path, Manifest, Negatives, RowsOf, Report | None], Margins]
     load: Callable[[Path, Manifest], Margins]
@@ -85,6 +90,7 @@ class Steps:
     pairs_stored: Callable[[], int]
     mine_manifest: Manifest
     label_manifest: Manifest
+    filtered: bool = False
 
 
 def manifest(
@@ -215,7 +221,9 @@ class Refreshes:
             lists = [*lists, mined_by]
         self._label(number, lists, pool or self._pool(lists), log, report)
         log["pairs_scored"] = self._steps.pairs_stored() - stored
-        log["pairs_saved"] = log.pop("pairs") - log["pairs_scored"]
+        pairs = log.pop("pairs")
+        if not self._steps.filtered:
+            log["pairs_saved"] = pairs - log["pairs_scored"]
         record = {"weights": weights, "lists": lists, "neighbours": neighbours, "log": log}
         self._folders.write(number, record)
         write_json(self._log_file, self.log())
@@ -271,7 +279,7 @@ class Refreshes:
     def _list(self, number: int) -> Lists:
         """What was mined at a segment, best first; 0: before training, ascending."""
         if number == 0:
-            return self._steps.initial()
+            return Lists(*self._steps.initial().union())
         folder = self._folders.path(number, "mine")
         return _ranked(Negatives.from_table(ShardSet(folder, Manifest.read(folder)).table(), str(folder)))
 
@@ -285,7 +293,8 @@ class Refreshes:
 
     def _pool(self, lists: list[int]) -> Negatives:
         pool = self._fold(lists)
-        return Negatives(np.arange(len(pool.lengths)), {"pool": RankedLists(pool.indptr, pool.rows)})
+        lists_of_now = {"pool": RankedLists(pool.indptr, pool.rows)}
+        return Negatives(np.arange(len(pool.lengths)), lists_of_now, promoted=self._steps.initial().promoted)
 
     def _mine_manifest(self, lists: list[int], weights: str) -> Manifest:
         template = self._steps.mine_manifest

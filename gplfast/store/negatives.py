@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _NAMES = b"gplfast.retrievers"
 _POSITIVE = "positive"
+_PROMOTED = "promoted"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,15 +50,18 @@ class Negatives:
         queries: int64 (n_queries,), the query row of each list.
         lists: retriever name (or another source's) to its lists, in the order in which they were asked for.
         positives: int64 (n_queries,), the hard positive of each query (-1: it has none); None: all of them count.
+        promoted: what the teacher takes for positives too, further positives of their query; None: nothing is.
     """
 
     queries: NDArray[np.int64]
     lists: dict[str, RankedLists]
     positives: NDArray[np.int64] | None = None
+    promoted: RankedLists | None = None
 
     def __post_init__(self) -> None:
         """Check that every retriever has a list for each query."""
-        for name, ranked in self.lists.items():
+        more = {} if self.promoted is None else {_PROMOTED: self.promoted}
+        for name, ranked in {**self.lists, **more}.items():
             arrays = {"indptr": ranked.indptr, "docs": ranked.docs, "queries": self.queries}
             for what, array in arrays.items():
                 if array.dtype != np.int64 or array.ndim != 1:
@@ -130,12 +134,20 @@ class Negatives:
         return indptr, np.ascontiguousarray(pairs[:, 1], dtype=np.int64)
 
     def table(self) -> pa.Table:
-        """As Arrow: `query` and `positive` (if any) int64, `docs/<retriever>` list<int64>, `scores/…` list<float32>."""
+        """As Arrow.
+
+        `query` and `positive` (if any) int64, `docs/<retriever>` and `promoted` (if any) list<int64>, `scores/…`
+        list<float32>.
+        """
         import pyarrow as pa
 
         columns = {"query": pa.array(self.queries)}
         if self.positives is not None:
             columns[_POSITIVE] = pa.array(self.positives)
+        if self.promoted is not None:
+            columns[_PROMOTED] = pa.LargeListArray.from_arrays(
+                pa.array(self.promoted.indptr), pa.array(self.promoted.docs)
+            )
         for name, ranked in self.lists.items():
             indptr = pa.array(ranked.indptr)
             columns[f"docs/{name}"] = pa.LargeListArray.from_arrays(indptr, pa.array(ranked.docs))
@@ -171,22 +183,24 @@ class Negatives:
         try:
             names = json.loads(metadata[_NAMES])
             queries = table["query"].to_numpy()
-            lists = {retriever: _ranked(table, retriever) for retriever in names}
+            lists = {retriever: _ranked(table, f"docs/{retriever}", f"scores/{retriever}") for retriever in names}
             positives = table[_POSITIVE].to_numpy() if _POSITIVE in table.column_names else None
-            found = cls(queries, lists, positives)
+            promoted = _ranked(table, _PROMOTED) if _PROMOTED in table.column_names else None
+            found = cls(queries, lists, positives, promoted)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{name} does not hold negatives ({error}); delete it to make it again") from error
         _check_rows(name, "query", queries, n_queries)
         for retriever, ranked in lists.items():
             _check_rows(name, f"document of {retriever!r}", ranked.docs, n_docs)
+        if promoted is not None:
+            _check_rows(name, "promoted document", promoted.docs, n_docs)
         return found
 
 
-def _ranked(table: pa.Table, retriever: str) -> RankedLists:
-    docs = table[f"docs/{retriever}"]
+def _ranked(table: pa.Table, column: str, scores: str = "") -> RankedLists:
+    docs = table[column]
     lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in docs.chunks]
     indptr = np.concatenate([[0], np.cumsum(np.concatenate(lengths))] if lengths else [[0]]).astype(np.int64)
-    scores = f"scores/{retriever}"
     values = _flat(table[scores]).astype(np.float32) if scores in table.column_names else None
     return RankedLists(indptr, _flat(docs).astype(np.int64), values)
 

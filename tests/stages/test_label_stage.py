@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny
@@ -10,7 +12,7 @@ from gplfast.mining import scoring
 from gplfast.stages import label
 from gplfast.store.generated import GeneratedQueries
 from gplfast.store.manifest import Manifest
-from gplfast.store.negatives import Negatives
+from gplfast.store.negatives import Negatives, RankedLists
 
 
 class Teacher:
@@ -82,6 +84,18 @@ def test_the_label_is_the_margin_of_raw_logits(tmp_path):
         assert margin == pytest.approx(expected, abs=1e-5)
     assert teacher.calls[0][2] == "identity"
     assert np.abs(margins.margins).max() > 1
+
+
+def test_promoted_passages_are_positives_too(tmp_path):
+    """What the filters promoted is drawn as often as the query's own passage."""
+    corpus, queries, negatives = setting()
+    indptr = np.array([0, 2, *[2] * 9])
+    promoted = dataclasses.replace(negatives, promoted=RankedLists(indptr, np.array([11, 15])))
+    margins = run(tmp_path, (corpus, queries, promoted), Teacher(), steps=300)
+    drawn = margins.positives[margins.queries == 0]
+    assert dict(zip(*np.unique(drawn, return_counts=True), strict=True)).keys() == {0, 11, 15}
+    assert np.bincount(drawn).max() < 0.5 * len(drawn)
+    assert (margins.positives == queries.passages[margins.queries])[margins.queries > 0].all()
 
 
 def test_no_sigmoid_unless_asked_for(tmp_path):

@@ -197,6 +197,9 @@ def test_pseudo_positives_are_listed(tmp_path, queries):
         for ranked in found.lists.values():
             assert all(_logit(queries.texts[query], texts[row]) <= limit for row in ranked[query])
     assert sum(map(len, listed)) > 0
+    assert found.promoted is None
+    promoting = run(tmp_path / "b", corpus, queries, FilterConfig(pseudo_positive=0.9, promote=True)).promoted
+    assert [promoting[query].tolist() for query in range(len(queries))] == listed
 
 
 def test_labelled_queries_with_several_positives_and_none(tmp_path):

@@ -174,6 +174,29 @@ def test_joined_lists_keep_the_old_ones(world, work, whole):
     assert any(negative not in mined(student, 1)[query] for query, negative in drawn)
 
 
+def test_filters_hold_for_refreshes_too(world, work, whole):
+    """What the teacher takes for an answer is in no refreshed list, nor drawn from the one before."""
+    from gplfast.models import CrossEncoder
+    from gplfast.store.corpus import load_corpus
+
+    corpus, teacher = load_corpus(world.corpus), CrossEncoder.open(world.teacher, threads=1)
+    queries = table(whole.parent.parent / "generate")["text"].to_pylist()
+
+    def probabilities(student):
+        pairs = [(queries[query], corpus.text(row)) for query, rows in enumerate(mined(student, 1)) for row in rows]
+        cut = [teacher.cut(list(texts), 32) for texts in zip(*pairs, strict=True)]
+        return teacher.score(*cut, activation="sigmoid")
+
+    limit = float(np.median(probabilities(whole)))
+    student = run(world, work, filter={"denoise": limit})
+    assert probabilities(student).max() <= limit + 1e-4
+    assert {len(rows) for rows in mined(student, 1)} == {6}
+    counts = Manifest.read(student / "refresh" / "1" / "mine").counts
+    assert counts["dropped, denoise"] > 0
+    log = json.loads((student / "refreshes.json").read_text())
+    assert all(entry["pairs_scored"] > 0 and "pairs_saved" not in entry for entry in log)
+
+
 def test_asynchronous_lists_are_used_one_refresh_later(world, work, whole):
     gpl = table(work / "label").to_pydict()["negative"]
     student = run(world, work, refresh={"mode": "async"})
@@ -221,7 +244,7 @@ KILLER = """
 import json, os, signal, sys, time
 from gplfast.config import load_config
 from gplfast.mining import background
-from gplfast.models import student_encoder, training
+from gplfast.models import served_student, training
 from gplfast.pipeline import Pipeline
 from gplfast.store import segments
 
@@ -239,14 +262,14 @@ def before(owner, name, when):
     setattr(owner, name, wrapped)
 
 if point == "embed":  # after passages were embedded, before queries are
-    before(student_encoder.StudentEncoder, "encode", lambda *_, kind, **__: kind == "query")
+    before(served_student.ServedStudent, "encode", lambda *_, kind, **__: kind == "query")
 elif point == "label":  # the new list is there, its pairs were scored, the rows are not written
     from gplfast.stages import label
     before(label, "_rows", lambda *_: "mine" in os.listdir(work + "/train/rgpl/refresh/1"))
 elif point == "record":
     before(segments.SegmentFolders, "write", lambda self, number, record: number == 1)
 elif point.startswith("stuck"):  # the list that is mined beside training is not finished
-    before(student_encoder.StudentEncoder, "encode", lambda *_, **__: time.sleep(1e6))
+    before(served_student.ServedStudent, "encode", lambda *_, **__: time.sleep(1e6))
 if point == "stuck at its end":
     before(background.Job, "wait", lambda *_: os.path.isdir(work + "/train/rgpl/refresh/1/student"))
 elif point.startswith(("step", "stuck")):

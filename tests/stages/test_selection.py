@@ -24,6 +24,7 @@ from gplfast.stages import label, train
 from gplfast.store.corpus import load_corpus
 from gplfast.store.generated import GeneratedQueries
 from gplfast.store.manifest import Manifest, freshness
+from gplfast.store.negatives import RankedLists
 
 pytest.importorskip("sentence_transformers", reason="the train extra is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -102,6 +103,17 @@ def test_held_out_queries_are_not_labelled(tmp_path):
     assert counts["queries held out"] + counts["queries skipped, no negatives"] + len(set(rows.queries)) == 10
     best = run_label(tmp_path / "b", parts, Teacher(), config=label_config(0.5), steps=30, dev_share=0.3)
     assert set(best.queries) < set(rows.queries)
+
+
+def test_held_out_passages_are_not_promoted(tmp_path):
+    corpus, queries, negatives = setting(n_queries=10, n_passages=30)
+    found = held_out(corpus, queries, 0.3, 0)
+    trained, out = np.flatnonzero(found.train), queries.passages[~found.train]
+    indptr = np.where(np.arange(11) > trained[0], 2, 0)
+    promoted = RankedLists(indptr, np.array([int(out[0]), 25]))
+    parts = (corpus, queries, dataclasses.replace(negatives, promoted=promoted))
+    rows = run_label(tmp_path, parts, Teacher(), steps=60, dev_share=0.3)
+    assert set(rows.positives[rows.queries == trained[0]]) == {trained[0], 25}
 
 
 def label_config(share):
