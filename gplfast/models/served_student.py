@@ -23,6 +23,10 @@ class Saved(Protocol):
 
     seconds: float
 
+    @property
+    def fingerprint(self) -> str:
+        """Of its weights and what else its embeddings depend on."""
+
     def save(self, path: Path) -> None:
         """Write it as it is now."""
 
@@ -41,7 +45,9 @@ class ServedStudent:
         start = time.perf_counter()
         student.save(folder / "model")
         self._student, self._encoder = student, open_encoder(folder / "model", folder / "graphs")
-        self.fingerprint, self.dim = self._encoder.fingerprint, self._encoder.dim
+        # Not of the saved files: the tokenizer's hold what it was last called with.
+        self.fingerprint = f"{student.fingerprint} {self._encoder.choice.runtime}"
+        self.dim = self._encoder.dim
         student.seconds += time.perf_counter() - start
 
     def encode(

@@ -159,19 +159,24 @@ def test_openvino_in_float32_equals_onnxruntime(name, encoders, model_cache):
 
 
 FIRST_RUN_IN_TWO_THREADS = """
-import os, pathlib, sys, threading
+import os, pathlib, sys, threading, time, types
 import numpy as np
+import openvino
 from gplfast.models.openvino_session import OpenVinoSession
 
+class SlowNumPy(types.ModuleType):  # what the bindings look up at the first array; while it takes, other threads run
+    def __getattr__(self, name):
+        time.sleep(1)
+        return getattr(real, name)
+
+real = sys.modules["numpy._core.multiarray"]
+sys.modules["numpy._core.multiarray"] = SlowNumPy("numpy._core.multiarray")
 session = OpenVinoSession(pathlib.Path(sys.argv[1]), threads=2, streams=True)
-start, done = threading.Barrier(2), []
-
-def run():
-    start.wait()
-    done.append(session.run({"x": np.zeros((2, 8), np.float32)}))
-
-sys.setswitchinterval(1e-6)
-threads = [threading.Thread(target=run, daemon=True) for _ in range(2)]
+done = []
+threads = [
+    threading.Thread(target=lambda: done.append(session.run({"x": np.zeros((2, 8), np.float32)})), daemon=True)
+    for _ in range(2)
+]
 for thread in threads:
     thread.start()
 for thread in threads:
@@ -181,15 +186,14 @@ os._exit(0 if len(done) == 2 else 1)
 
 
 def test_the_first_run_may_be_two_at_once(tmp_path):
-    """OpenVINO's bindings hung in one process of four; six processes without a hang are then one chance in five."""
+    """OpenVINO's bindings hang for good when two threads bring the process's first arrays at once."""
     openvino_or_skip()
     graph = Graph("linear")
     value = graph.input("x", np.float32, ("rows", 8))
     graph.output(graph.linear(value, "layer", np.eye(8, dtype=np.float32), None), "y", np.float32, ("rows", 8))
     graph.save(tmp_path / "model.onnx")
     command = [sys.executable, "-c", FIRST_RUN_IN_TWO_THREADS, str(tmp_path / "model.onnx")]
-    started = [subprocess.Popen(command) for _ in range(6)]
-    assert [process.wait() for process in started] == [0] * 6
+    assert subprocess.run(command, check=False, timeout=120).returncode == 0  # hanging, it never ends
 
 
 @pytest.mark.parametrize("kind", ["v1.0", "v1.1"])

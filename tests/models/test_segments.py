@@ -16,7 +16,9 @@ from gplfast.models.training_rows import Examples
 pytest.importorskip("sentence_transformers", reason="the train extra is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+from gplfast.models import BiEncoder  # noqa: E402
 from gplfast.models import student as students  # noqa: E402
+from gplfast.models.served_student import ServedStudent  # noqa: E402
 from gplfast.models.student_encoder import StudentEncoder  # noqa: E402
 
 CONFIG = TrainConfig(
@@ -185,3 +187,28 @@ def test_a_frozen_student_stays_what_it_was(tmp_path, student, precision):
     assert not np.array_equal(encoder.encode(texts), before)
     if precision == "bf16":
         assert not np.array_equal(StudentEncoder(frozen._student, CONFIG, "fp32").encode(texts), before)
+
+
+def test_a_served_student_gives_the_students_embeddings_and_leaves_it_as_it_is(tmp_path, student):
+    import torch
+
+    pytest.importorskip("onnxruntime", reason="the extra [cpu] is not installed")
+    texts = [*tiny.texts(7), "a longer text " * 20]
+    student.train()
+    state = torch.random.get_rng_state()
+    encoder = StudentEncoder(student, CONFIG, "fp32")
+
+    def open_encoder(path, graphs):
+        return BiEncoder.open(path, cache_dir=graphs, provider="cpu", precision="fp32")
+
+    served = ServedStudent(encoder, tmp_path / "served", open_encoder)
+    found = served.encode(texts, kind="document")
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(module.training for module in student.modules())
+    assert encoder.seconds > 0
+    assert {path.name for path in (tmp_path / "served").iterdir()} == {"model", "graphs"}
+    assert found.shape == (8, served.dim)
+    np.testing.assert_allclose(found, encoder.encode(texts), atol=1e-5)
+    again = ServedStudent(encoder, tmp_path / "again", open_encoder)
+    assert again.fingerprint == served.fingerprint
+    np.testing.assert_array_equal(again.encode(texts), found)
