@@ -16,7 +16,7 @@ from gplfast.labelled import Labelled, Sources, scorer
 from gplfast.labelled_settings import LabelledConfig
 from gplfast.pipeline import Pipeline, as_config
 from gplfast.stages import candidates
-from gplfast.steps import export_gpl
+from gplfast.steps import export_gpl, scored_margins
 from gplfast.store.mined import Mined
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def export(
 
 def _export_margins(pipeline: Pipeline, folder: Path) -> list[Path]:
     path = folder / f"{_MARGINS}.parquet"
-    sentence_transformers.write_margins(path, pipeline.corpus, pipeline.queries().texts, pipeline.margins())
+    sentence_transformers.write_margins(path, pipeline.corpus, pipeline.queries().texts, scored_margins(pipeline))
     return [path]
 
 

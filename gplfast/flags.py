@@ -30,7 +30,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "label": {
         "input": _ALL,
         "label": _ALL,
-        "train": ("steps", "visits_per_query", "max_steps", "batch_size", "negatives_per_row", "dev_share"),
+        "train": ("steps", "visits_per_query", "max_steps", "batch_size", "negatives_per_row", "dev_share", "loss"),
     },
     "train": {
         "input": _ALL,
@@ -39,6 +39,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "refresh": _ALL,
         "label": _ALL,
         "mine": ("exclude_duplicates",),
+        "filter": _ALL,
     },
     "evaluate": {
         "input": _ALL,

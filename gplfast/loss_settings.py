@@ -97,6 +97,11 @@ class LossConfig(Checked):
         """The loss, `default` where it is "auto"."""
         return default if self.loss == "auto" else self.loss
 
+    @property
+    def reads_scores(self) -> bool:
+        """Of rows with negatives: whether the loss learns the teacher's scores."""
+        return self.chosen_loss(MARGIN_MSE) in LABELLED
+
     def shares_batch(self, default: str) -> bool:
         """Whether the batch's passages are negatives of each other."""
         loss = self.chosen_loss(default)

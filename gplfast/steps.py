@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
+import numpy as np
+
+from gplfast.errors import ConfigError
 from gplfast.pipeline import Pipeline, as_config
 
 if TYPE_CHECKING:
@@ -19,6 +23,9 @@ if TYPE_CHECKING:
     from gplfast.store.negatives import Negatives
 
     CorpusSource: TypeAlias = str | Path | Corpus | pa.Table | Sequence[str]
+
+
+logger = logging.getLogger(__name__)
 
 
 class Options(TypedDict, total=False):
@@ -77,6 +84,21 @@ def _alone(step: str, corpus: CorpusSource, work: str | Path, options: Options) 
         return pipeline.step(step)
 
 
+def scored_margins(pipeline: Pipeline) -> Margins:
+    """The margins of a work directory, one negative each.
+
+    Raises:
+        ConfigError: They were made for a loss that reads none, so nothing was scored.
+    """
+    margins = pipeline.margins().one_negative_each()
+    if len(margins) and np.isnan(margins.margins).all():
+        raise ConfigError(
+            f"{pipeline.directory('label')} has rows without the teacher's margins: they were drawn for a loss that "
+            "reads none; run `gplfast label` with --train-loss margin-mse, or export other formats"
+        )
+    return margins
+
+
 def export_gpl(pipeline: Pipeline, folder: str | Path) -> list[Path]:
     """Write corpus, queries, qrels, hard negatives and training data as GPL's files; what is not made is left out.
 
@@ -100,7 +122,11 @@ def export_gpl(pipeline: Pipeline, folder: str | Path) -> list[Path]:
         found = gpl.HardNegatives(pipeline.negatives(), positives)
         gpl.write_hard_negatives(written[-1], found, corpus, queries)
     if (pipeline.directory("label") / "manifest.json").is_file():
-        margins = pipeline.margins().one_negative_each()
+        try:
+            margins = scored_margins(pipeline)
+        except ConfigError as error:
+            logger.warning("%s is left out: %s", gpl.TRAINING_DATA_FILE, error)
+            return written
         written.append(root / gpl.TRAINING_DATA_FILE)
         data = gpl.TrainingData(margins.queries, margins.positives, margins.negatives, margins.margins)
         gpl.write_training_data(written[-1], data, corpus, queries)

@@ -136,10 +136,11 @@ class Systems(Artifacts):
             )
         if filters.function:
             UserFilter.load(filters.function).check()
-        labelled = {"label", "train rgpl"} & set(steps)
+        asks = config.train.reads_scores or config.label.keep_share < 1.0
+        labelled = asks and bool({"label", "train rgpl"} & set(steps))
         if labelled or BM25_TEACHER in systems or filters.by_teacher or filters.audit:
             preflight.teacher(self.model(config.label.model).path, config.label)
-        for name in config.label.more_models if {"label", "train rgpl"} & set(steps) else ():
+        for name in config.label.more_models if labelled else ():
             preflight.teacher(self.model(name).path, config.label)
         for step in steps:
             if step.startswith("train"):

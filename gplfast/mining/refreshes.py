@@ -78,11 +78,15 @@ def line(log: Mapping[str, Any]) -> str:
     shown = [
         *(f"{name} {log[name]:.2f}" for name in log if name.startswith("overlap@") or name == "sample_overlap"),
         *(f"{text} {log[name]:.2f}" for name, text in (("new_documents", "new documents"),) if name in log),
-        f"teacher score of negatives {log['teacher_score_before']:.2f} to {log['teacher_score']:.2f}",
+        *([_scores(log)] if "teacher_score" in log else []),
         f"{log['pairs_scored']} pairs scored" + (f", {log['pairs_saved']} known" if "pairs_saved" in log else ""),
         ", ".join(f"{name} {seconds:.1f} s" for name, seconds in log["seconds"].items()),
     ]
     return f"{head} {', '.join(shown)}"
+
+
+def _scores(log: Mapping[str, Any]) -> str:
+    return f"teacher score of negatives {log['teacher_score_before']:.2f} to {log['teacher_score']:.2f}"
 
 
 def _pairs(lists: Lists) -> Int64:

@@ -84,6 +84,10 @@ def manifest(
     if train.dev_share:
         settings["dev_share"] = train.dev_share
     models = averaging.teacher_models([teacher_fingerprint, *more_teachers])
+    if not train.reads_scores:
+        settings["scored"] = False
+        if config.keep_share >= 1.0:
+            models = {}
     return Manifest("margins", inputs=inputs, config=settings, models=models)
 
 
@@ -110,7 +114,8 @@ def label(
     uniformly from the union of all retrievers (see `visits`); the positive is the query's passage, or drawn from it
     and what the filters promoted. Queries without a negative are skipped and counted; so
     are those that are held out of training (`dev_share`), and those that `keep_share` leaves out, the ones whose own
-    passage the teacher scores lowest. Fewer queries than a batch are fine: epochs go on.
+    passage the teacher scores lowest. Fewer queries than a batch are fine: epochs go on. For a loss that reads no
+    scores (`train.loss`) the rows are not scored, and their margins are NaN.
 
     Args:
         corpus: The passages.
@@ -144,6 +149,8 @@ def label(
             functools.partial(_score, scorer_of(config, opener, scores), corpus, queries)
             for opener in (open_teacher, *more_teachers)
         ]
+        if not (train.reads_scores or config.keep_share < 1.0):
+            scorers = scorers[:1]  # nothing is scored
         n_sample = min(SAMPLE_ROWS, train.n_steps(len(eligible)) * train.batch_size)
         compared = pool if compared_on is None else Lists(*compared_on.union())
         sample = functools.partial(visits, positives, compared, seed=seed, start=0, stop=n_sample)
@@ -161,7 +168,8 @@ def label(
             counts["queries held out"] = with_negatives - len(eligible)
         draw = functools.partial(visits, only(positives, kept), pool, seed=seed, n_negatives=train.negatives_per_row)
         files = _write_teachers(directory, wanted, config.average, weights)
-        _run(ShardSet(directory, wanted), draw, score, counts, report, first=first, files=files)
+        rows_score = score if train.reads_scores else _unscored
+        _run(ShardSet(directory, wanted), draw, rows_score, counts, report, first=first, files=files)
     return load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
 
 
@@ -176,7 +184,7 @@ def load(directory: Path, made: Manifest, *, n_queries: int, n_passages: int) ->
 
 
 def mean_negative_score(directory: Path, made: Manifest) -> float:
-    """The mean score that the teacher gave the negatives of the rows of a finished artifact.
+    """The mean score that the teacher gave the negatives of the rows of a finished artifact; NaN without scores.
 
     Raises:
         ArtifactError: It is damaged, or made by a version that did not record it.
@@ -185,7 +193,8 @@ def mean_negative_score(directory: Path, made: Manifest) -> float:
         totals = [json.loads(table.schema.metadata[_SCORES]) for table in ShardSet(directory, made).tables()]
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"{directory} does not say how its negatives were scored; delete it") from error
-    return float(sum(total["sum"] for total in totals) / max(1, sum(total["n"] for total in totals)))
+    n_scored = sum(total["n"] for total in totals)
+    return float(sum(total["sum"] for total in totals) / n_scored) if n_scored else math.nan
 
 
 def unique_pairs(rows: Visits) -> Pairs:
@@ -317,14 +326,21 @@ def _run(
         pairs = unique_pairs(rows)
         scores = score(pairs, show)
         margins = _margins(scores, pairs)
-        valid = np.logical_and.reduce(np.isfinite(margins).reshape(len(margins), -1), axis=1)
+        valid = np.logical_and.reduce(np.isfinite(margins).reshape(len(margins), -1), axis=1) | (score is _unscored)
         found = scores[pairs.negative][valid]
-        total = {_SCORES: json.dumps({"sum": float(found.sum(dtype=np.float64)), "n": found.size})}
+        n_scored = 0 if score is _unscored else found.size
+        total = {_SCORES: json.dumps({"sum": float(np.nansum(found, dtype=np.float64)), "n": n_scored})}
         shards.write(shard, _rows(rows, margins, valid).replace_schema_metadata(total))
     n_written = sum(table.num_rows for table in shards.tables())
     if not n_written:
         raise ModelError(f"the teacher gave NaN for all {n_rows} rows; use another teacher")
     shards.finish({**counts, "rows": n_written, "rows dropped for NaN": n_rows - n_written}, files=files)
+
+
+def _unscored(pairs: Pairs, progress: Progress) -> npt.NDArray[np.float32]:
+    """No score of any pair."""
+    progress(len(pairs.queries), len(pairs.queries))
+    return np.full(len(pairs.queries), np.nan, np.float32)
 
 
 def _margins(scores: npt.NDArray[np.float32], pairs: Pairs) -> npt.NDArray[np.float32]:

@@ -222,7 +222,7 @@ class Refreshes:
         self._label(number, lists, pool or self._pool(lists), log, report)
         log["pairs_scored"] = self._steps.pairs_stored() - stored
         pairs = log.pop("pairs")
-        if not self._steps.filtered:
+        if self._train.reads_scores and not self._steps.filtered:
             log["pairs_saved"] = pairs - log["pairs_scored"]
         record = {"weights": weights, "lists": lists, "neighbours": neighbours, "log": log}
         self._folders.write(number, record)
@@ -258,11 +258,11 @@ class Refreshes:
         folder, made = self._folders.path(number, "label"), self._label_manifest(number, lists)
         margins = self._steps.label(folder, made, pool, self._rows_of(number), report)
         log.setdefault("seconds", {})["label"] = round(time.perf_counter() - start, 3)
-        before = self._label_manifest(number - 1, self._folders.finished(number - 1)["lists"])
-        log["teacher_score_before"] = round(
-            self._steps.negative_score(self._folders.path(number - 1, "label"), before), 4
-        )
-        log["teacher_score"] = round(self._steps.negative_score(folder, made), 4)
+        if self._train.reads_scores:
+            before = self._label_manifest(number - 1, self._folders.finished(number - 1)["lists"])
+            score = self._steps.negative_score(self._folders.path(number - 1, "label"), before)
+            log["teacher_score_before"] = round(score, 4)
+            log["teacher_score"] = round(self._steps.negative_score(folder, made), 4)
         log["pairs"] = refreshes.n_pairs(margins.queries, margins.positives, margins.negatives)
 
     def _rows_of(self, number: int) -> RowsOf:

@@ -109,6 +109,7 @@ def from_margins(
 
     Raises:
         ArtifactError: Some have a query or positive that is held out: they were labelled with another `dev_share`.
+            Or they have no margins and the loss reads some.
     """
     if found is not None:
         held = np.isin(found.groups[margins.positives], found.groups[queries.passages[~found.train]])
@@ -118,6 +119,11 @@ def from_margins(
                 f"cannot hold queries out: {int(held.sum())} of {len(held)} labelled rows are of held-out passages; "
                 "label was run with another dev_share or seed, run `gplfast label` again with that of the training"
             )
+    if config.reads_scores and np.isnan(margins.margins).any():
+        raise ArtifactError(
+            f"cannot train with {config.chosen_loss(MARGIN_MSE)}: the labelled rows have no margins, as label was run "
+            "for a loss that reads none; run `gplfast label` again with this loss"
+        )
     in_batch = config.shares_batch(MARGIN_MSE)
     return Examples(
         query_text=queries.texts.__getitem__,

@@ -98,6 +98,34 @@ def test_promoted_passages_are_positives_too(tmp_path):
     assert (margins.positives == queries.passages[margins.queries])[margins.queries > 0].all()
 
 
+def test_rows_of_a_loss_without_scores_are_not_scored(tmp_path):
+    """The rows are those of MarginMSE; no teacher is opened, nor named in the manifest."""
+    parts = setting()
+    scored = run(tmp_path / "a", parts, Teacher(), negatives_per_row=2)
+
+    def no_teacher():
+        raise AssertionError("the teacher was opened")
+
+    inputs = {"corpus": parts[0].fingerprint, "queries": "q", "negatives": "n"}
+    train = TrainConfig(steps=10, batch_size=4, negatives_per_row=2, loss="mnrl")
+    wanted = label.manifest(inputs, "teacher", LabelConfig(), train, 0, more_teachers=["other"])
+    assert not wanted.models
+    options = {"config": LabelConfig(), "train": train, "scores": tmp_path / "scores", "seed": 0}
+    openers = {"open_teacher": no_teacher, "more_teachers": [no_teacher]}
+    rows = label.label(*parts, tmp_path / "b", wanted, **openers, **options)
+    for name in ("queries", "positives", "negatives"):
+        np.testing.assert_array_equal(getattr(rows, name), getattr(scored, name))
+    assert rows.margins.shape == (40, 2)
+    assert np.isnan(rows.margins).all()
+    assert np.isnan(label.mean_negative_score(tmp_path / "b", wanted))
+    # Queries are still chosen by the teacher's scores of their own passages where that is asked for.
+    half = LabelConfig(keep_share=0.5)
+    teacher = Teacher()
+    best = run(tmp_path / "c", parts, teacher, config=half, loss="mnrl")
+    assert teacher.n_pairs == 10
+    assert len(set(best.queries)) == 5
+
+
 def test_no_sigmoid_unless_asked_for(tmp_path):
     """A cross-encoder whose configuration names no activation gets Sigmoid in sentence-transformers: GPL's margins then
     lay in [-1, 1]."""

@@ -15,7 +15,7 @@ import pytest
 from gplfast import errors
 from gplfast.config import load_config
 from gplfast.pipeline import Pipeline
-from gplfast.steps import train
+from gplfast.steps import scored_margins, train
 from gplfast.store.manifest import Manifest
 from gplfast.store.negatives import Negatives
 from gplfast.store.shards import ShardSet
@@ -195,6 +195,29 @@ def test_filters_hold_for_refreshes_too(world, work, whole):
     assert counts["dropped, denoise"] > 0
     log = json.loads((student / "refreshes.json").read_text())
     assert all(entry["pairs_scored"] > 0 and "pairs_saved" not in entry for entry in log)
+
+
+def test_a_loss_without_scores_asks_no_teacher(world, work):
+    """ANCE: negatives mined by the student in training, and a contrastive loss."""
+    config = settings(world, students=["gpl", "rgpl"])
+    config["train"] = {**TRAIN, "loss": "mnrl"}
+    config["label"] = {**config["label"], "keep_share": 1.0}
+    made = Pipeline(world.corpus, work, load_config(overrides=config))
+    stored = made.refreshes()._steps.pairs_stored()
+    with made.work:
+        made.run()
+    assert made.refreshes()._steps.pairs_stored() == stored
+    assert not Manifest.read(work / "label").models
+    assert not (work / "label" / "teachers.json").exists()
+    log = made.refreshes_log()
+    assert [entry["pairs_scored"] for entry in log] == [0, 0]
+    assert not {"teacher_score", "teacher_score_before", "pairs_saved"} & set(log[0])
+    assert weights(work / "train" / "gpl") != weights(work / "train" / "rgpl")
+    with pytest.raises(errors.ConfigError, match="rows without the teacher's margins"):
+        scored_margins(made)
+    changed = load_config(overrides={**config, "train": TRAIN})
+    with pytest.raises(errors.ArtifactError, match=r"cannot train with margin-mse.*run `gplfast label` again"):
+        train(world.corpus, work=work, config=changed)
 
 
 def test_asynchronous_lists_are_used_one_refresh_later(world, work, whole):
