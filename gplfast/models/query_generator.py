@@ -110,8 +110,8 @@ class QueryGenerator:
             cache_dir: where exported graphs are kept; None: $GPLFAST_CACHE or ~/.cache/gplfast.
             provider: "cpu", "openvino" (the encoder alone), "cuda", or "auto": the fastest here, found by a trial that
                 is made once.
-            precision: "fp32", "bf16" (the encoder alone), "int8", or "auto": lower than fp32 only where the trial's
-                queries were as good (see `calibration.MAX_SCORE_CHANGE`).
+            precision: "fp32", "fp16" (CUDA), "bf16" (CUDA; OpenVINO's encoder alone), "int8", or "auto": lower than
+                fp32 only where the trial's queries were as good (see `calibration.MAX_SCORE_CHANGE`).
 
         Raises:
             ModelError: not a T5 that can be served, or damaged files; the message says why.
@@ -270,7 +270,7 @@ def runtimes(provider: str, precision: str) -> list[Runtimes]:
     """The pairs of runtimes that a choice leaves, the most exact first.
 
     The decoder always runs on ONNX Runtime: its shapes change with every step. CUDA runs both or none. int8 is of the
-    decoder, and of the encoder integers or bfloat16, whichever is faster; bf16 is of the encoder alone.
+    decoder, and of the encoder integers or bfloat16, whichever is faster; OpenVINO's bf16 is of the encoder alone.
 
     Raises:
         ConfigError, MissingExtraError, UnavailableError: see `candidates`.
@@ -280,8 +280,8 @@ def runtimes(provider: str, precision: str) -> list[Runtimes]:
     int8 = Runtime("cpu", "int8")
     found = [Runtimes(one, one if one.provider == "cuda" else REFERENCE) for one in encoders if one != int8]
     if precision in {AUTO, "int8"} and int8 in encoders:
-        lower = (one for one in available(provider) if one.precision != "fp32" and provider in {AUTO, one.provider})
-        found += [Runtimes(one, int8) for one in lower]
+        here = (one for one in available(provider) if provider in {AUTO, one.provider})
+        found += [Runtimes(one, int8) for one in here if one.precision != "fp32" and one.provider != "cuda"]
     return found
 
 
@@ -320,6 +320,6 @@ def _generate_for_items(model: QueryGenerator, items: Sequence[calibration.Item]
     return Queries([query for queries in found for query in queries], [text for text in passages for _ in range(3)])
 
 
-def _export(t5: T5, folder: Path, *, int8: bool) -> None:
-    t5_encoder_graph(t5, int8=int8).save(folder / "encoder.onnx")
-    t5_decoder_graph(t5, int8=int8).save(folder / "decoder.onnx")
+def _export(t5: T5, folder: Path, *, precision: str) -> None:
+    t5_encoder_graph(t5, precision).save(folder / "encoder.onnx")
+    t5_decoder_graph(t5, precision).save(folder / "decoder.onnx")

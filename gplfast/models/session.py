@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # A GPU wants many rows at once; not measured, as none was there.
 CUDA_BATCH_TOKENS = 32_768
+# TF32 keeps 10 of float32's 23 bits: "fp32" would be as coarse as fp16, and results would not be the reference's. The
+# arena takes what a batch needs, not the next power of two: batches come in order of length, so what is freed fits.
+CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
 
@@ -94,12 +97,15 @@ class Session:
         # Threads of one graph that spin after its run take the cores of the next: the generator alternates between two.
         # Without, 320 passages took the nano generator 1.3 s in place of 2.0 s on 2 cores (256 rows, integers).
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if provider == "cuda" and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # CUDA's libraries as pip installs them are on no path of the loader
+        providers = [(PROVIDERS[provider], CUDA_OPTIONS if provider == "cuda" else {})]
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[provider]])
+            self._session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime has no common base class for load errors
-            message = (
-                f"session: {path} cannot be loaded by onnxruntime {ort.__version__}: {first_line(error)}; "
-                "delete that folder to have it exported again"
+            unknown = "NOT_IMPLEMENTED" in str(error)
+            message = f"session: {path} cannot be loaded by onnxruntime {ort.__version__}: {first_line(error)}; " + (
+                "upgrade it, or use another precision" if unknown else "delete that folder to have it exported again"
             )
             raise ModelError(message) from error
         if PROVIDERS[provider] not in self._session.get_providers():  # onnxruntime falls back without an error
