@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from gplfast.models.states import Handles
+
 _GRAPH_VERSION = 1  # goes up when the graph of the same weights changes, so that cached ones are not used
 _DEFAULT_MAX_INPUT_TOKENS = 512  # what T5 was trained with; its relative positions set no limit of their own
 
@@ -125,7 +127,8 @@ class QueryGenerator:
 
         def part(name: str, runtime: Runtime) -> AnySession:
             graphs = root / f"query-generator-v{_GRAPH_VERSION}"
-            return open_exported(graphs, f"{name}.onnx", functools.partial(_export, t5), runtime, threads, streams=True)
+            export, growing = functools.partial(_export, t5), name == "decoder"
+            return open_exported(graphs, f"{name}.onnx", export, runtime, threads, streams=True, growing=growing)
 
         def start(runtimes: Runtimes) -> QueryGenerator:
             model = cls(checkpoint, part("encoder", runtimes.encoder), part("decoder", runtimes.decoder), tokenizer)
@@ -232,10 +235,11 @@ class QueryGenerator:
             run_streams(start, ids, n_samples, n_streams=self._decoder.streams, noise=noise, done=done)
         return tokens
 
-    def _encode(self, ids: list[Array]) -> tuple[Array, list[Array]]:
-        """The mask, and each layer's cross-attention keys and values."""
+    def _encode(self, ids: list[Array]) -> tuple[Array, Handles]:
+        """The mask, and each layer's cross-attention keys and values, which stay where the encoder runs."""
         mask = mask_of(ids)
-        return mask, self._encoder.run({"input_ids": pad(ids, self._special.pad), "attention_mask": mask})
+        feed = {"input_ids": pad(ids, self._special.pad), "attention_mask": mask}
+        return mask, self._encoder.run(feed, None, self._encoder.outputs)
 
 
 def _check(

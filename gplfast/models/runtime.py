@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gplfast import ops
 from gplfast.errors import ConfigError, MissingExtraError, UnavailableError
+from gplfast.models.bound_session import BoundSession
 from gplfast.models.cache import cached_folder
 from gplfast.models.session import PROVIDERS as ORT_PROVIDERS
 from gplfast.models.session import Session, import_onnxruntime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
+    from gplfast.models.states import States
 
 AUTO = "auto"
 PROVIDERS = ("cpu", "openvino", "cuda")
@@ -63,15 +64,23 @@ class AnySession(Protocol):
     outputs: tuple[str, ...]
     streams: int
     batch_tokens: int
+    batch_rows: int
 
     def output_dim(self, name: str) -> int:
         """Last dimension of an output."""
 
-    def run(self, feed: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None = None) -> list[Any]:
-        """Run the graph once."""
+    def run(
+        self, feed: Mapping[str, Any], outputs: Sequence[str] | None = None, kept: Collection[str] = ()
+    ) -> list[Any]:
+        """Run the graph once; what is `kept` may stay where the graph runs, for `feed` of a later run there."""
+
+    def states(self, n_arrays: int, n_heads: int, head_dim: int) -> States:
+        """What a decoder keeps between steps."""
 
 
-def open_session(path: Path, runtime: Runtime, threads: int | None = None, *, streams: bool = False) -> AnySession:
+def open_session(
+    path: Path, runtime: Runtime, threads: int | None = None, *, streams: bool = False, growing: bool = False
+) -> AnySession:
     """Load a graph.
 
     Args:
@@ -79,6 +88,7 @@ def open_session(path: Path, runtime: Runtime, threads: int | None = None, *, st
         runtime: what it runs on.
         threads: None takes every CPU this process may use.
         streams: run one batch on each thread, instead of one batch on all of them.
+        growing: its arrays grow with every run, as a decoder's do; CUDA's memory is then taken otherwise.
 
     Raises:
         MissingExtraError, UnavailableError: the provider is not there.
@@ -88,6 +98,8 @@ def open_session(path: Path, runtime: Runtime, threads: int | None = None, *, st
         from gplfast.models.openvino_session import OpenVinoSession
 
         return OpenVinoSession(path, threads=threads, precision=runtime.precision, streams=streams)
+    if runtime.provider == "cuda":
+        return BoundSession(path, threads=threads, provider="cuda", streams=streams, growing=growing)
     return Session(path, threads=threads, provider=runtime.provider, streams=streams)
 
 
@@ -99,6 +111,7 @@ def open_exported(
     threads: int | None,
     *,
     streams: bool = False,
+    growing: bool = False,
 ) -> AnySession:
     """Load a graph of a model's exported ones, exporting them when they are not there.
 
@@ -109,6 +122,7 @@ def open_exported(
         runtime: what it runs on.
         threads: None takes every CPU this process may use.
         streams: see `open_session`.
+        growing: see `open_session`.
 
     Raises:
         ArtifactError: the cache cannot be written.
@@ -116,7 +130,7 @@ def open_exported(
     """
     target = folder if runtime.graph == "fp32" else folder.with_name(f"{folder.name}-{runtime.graph}")
     path = cached_folder(target, functools.partial(export, precision=runtime.graph)) / name
-    return open_session(path, runtime, threads, streams=streams)
+    return open_session(path, runtime, threads, streams=streams, growing=growing)
 
 
 def available(provider: str = AUTO) -> list[Runtime]:
