@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
+import io
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -107,8 +109,8 @@ class Session:
         # Threads of one graph that spin after its run take the cores of the next: the generator alternates between two.
         # Without, 320 passages took the nano generator 1.3 s in place of 2.0 s on 2 cores (256 rows, integers).
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        if provider == "cuda" and hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()  # CUDA's libraries as pip installs them are on no path of the loader
+        if provider == "cuda":
+            _load_cuda(ort)
         providers = [(PROVIDERS[provider], cuda_options(growing=growing) if provider == "cuda" else {})]
         content = path if isinstance(path, bytes) else str(path)
         try:
@@ -151,6 +153,15 @@ class Session:
         """What a decoder keeps between steps: `n_arrays` arrays, two for each layer."""
         half = any(node.type == "tensor(float16)" for node in self._session.get_inputs())
         return HostStates(n_arrays, n_heads, head_dim, np.float16 if half else np.float32)
+
+
+def _load_cuda(ort: ModuleType) -> None:
+    """Load CUDA's libraries as pip installs them, which are on no path of the loader."""
+    if hasattr(ort, "preload_dlls"):
+        printed = io.StringIO()  # stdout is for results
+        with contextlib.redirect_stdout(printed):
+            ort.preload_dlls()
+        log.debug("CUDA's libraries: %s", printed.getvalue().strip() or "loaded")
 
 
 def cuda_options(*, growing: bool) -> dict[str, str]:
