@@ -21,7 +21,7 @@ from gplfast.preset_settings import AUTO, PRESETS
 from gplfast.settings import Checked, coerce, field_types, setting
 from gplfast.settings_file import read_settings_file
 
-_PROVIDERS, _PRECISIONS = ("auto", "cpu", "openvino", "cuda"), ("auto", "fp32", "bf16", "int8")
+_PROVIDERS, _PRECISIONS = ("auto", "cpu", "openvino", "cuda"), ("auto", "fp32", "fp16", "bf16", "int8")
 STUDENTS = ("gpl", "rgpl", "genq")
 _ACTIVATIONS = ("identity", "sigmoid", "softmax", "default")
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 SERVING = ("generate", "score", "embed")  # those that run a network
 OPERATIONS = ("search", "dedup", "margins", *SERVING)
-PRECISIONS = ("auto", "fp32", "bf16", "int8")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8")
 SWEEPS = ("n_docs", "n_queries", "k", "dim", "threads")
 _TEXTS = {
     "search": "Time exact search on your shapes beside faiss, torch, usearch and NumPy.",

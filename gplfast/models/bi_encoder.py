@@ -76,8 +76,8 @@ class BiEncoder:
                 what the model's configuration says. Cut after all modules and not normalised again, as
                 sentence-transformers does.
             provider: "cpu", "openvino", "cuda", or "auto": the fastest here, found by a trial that is made once.
-            precision: "fp32", "bf16", "int8", or "auto": lower than fp32 only where the trial found the same passages
-                (see `calibration.MIN_OVERLAP`). The fingerprint of the embeddings says which it was.
+            precision: "fp32", "fp16", "bf16", "int8", or "auto": lower than fp32 only where the trial found the same
+                passages (see `calibration.MIN_OVERLAP`). The fingerprint of the embeddings says which it was.
 
         Raises:
             ConfigError: truncate_dim below 1.
@@ -207,6 +207,6 @@ def _embed_items(model: BiEncoder, items: Sequence[calibration.Item]) -> tuple[A
     return model.encode(queries, kind="query"), model.encode(passages)
 
 
-def _export(checkpoint: Checkpoint, pooling: str, folder: Path, *, int8: bool) -> None:
-    graph, _ = bi_encoder_graph(checkpoint, pooling, int8=int8)
+def _export(checkpoint: Checkpoint, pooling: str, folder: Path, *, precision: str) -> None:
+    graph, _ = bi_encoder_graph(checkpoint, pooling, precision)
     graph.save(folder / "model.onnx")

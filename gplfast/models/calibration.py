@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from gplfast.errors import ArtifactError, GplfastError, ModelError
+from gplfast.models.out_of_memory import is_of_runtime
 from gplfast.models.session import default_threads
 from gplfast.store.atomic import read_json, write_json
 
@@ -165,7 +166,10 @@ class Calibration(Generic[Found, Model, Result]):
     def _trial(self, runtime: Found, items: Sequence[Item]) -> tuple[dict[str, Any], Result | None]:
         try:
             result, seconds = self._timed(self.start(runtime), items)
-        except GplfastError as error:  # a node this provider does not know, say: the others still serve
+        except Exception as error:
+            # a node this provider does not know, or a type this device does not compute in: the others still serve
+            if not (isinstance(error, GplfastError) or is_of_runtime(error)):
+                raise
             return {"error": str(error), "passed": False}, None
         return {"seconds": seconds}, result
 

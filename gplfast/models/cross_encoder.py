@@ -65,8 +65,8 @@ class CrossEncoder:
             cache_dir: where exported graphs are kept; None: $GPLFAST_CACHE or ~/.cache/gplfast.
             label: which output of a model with several is the relevance: its name in id2label, or its number.
             provider: "cpu", "openvino", "cuda", or "auto": the fastest here, found by a trial that is made once.
-            precision: "fp32", "bf16", "int8", or "auto": lower than fp32 only where the trial ranked pairs the same
-                (see `calibration.MIN_SPEARMAN`). The fingerprint says which it was.
+            precision: "fp32", "fp16", "bf16", "int8", or "auto": lower than fp32 only where the trial ranked pairs the
+                same (see `calibration.MIN_SPEARMAN`). The fingerprint says which it was.
 
         Raises:
             ModelError: not a cross-encoder that can be served, or one with several labels and none chosen; the message
@@ -180,5 +180,5 @@ def _score_items(model: CrossEncoder, items: Sequence[calibration.Item]) -> np.n
     return model.score(queries + queries, passages + passages[1:] + passages[:1])
 
 
-def _export(checkpoint: Checkpoint, folder: Path, *, int8: bool) -> None:
-    cross_encoder_graph(checkpoint, int8=int8).save(folder / "model.onnx")
+def _export(checkpoint: Checkpoint, folder: Path, *, precision: str) -> None:
+    cross_encoder_graph(checkpoint, precision).save(folder / "model.onnx")

@@ -3,6 +3,8 @@
 Nothing of the other rows is copied for that. A passage's cross-attention keys and values lie in a place of their own
 in arrays that live as long as the batch. A row that takes another's place inherits its cached keys and values, which
 the position bias hides from it; a cache is cut only at its front, once no row looks back so far.
+
+Keys and values are what the decoder's `states` says: arrays, or what stays on a device (`states.States`).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gplfast.models.runtime import AnySession
+    from gplfast.models.states import Handles, States
     from gplfast.models.tokenization import Ids
 
 logger = logging.getLogger(__name__)
@@ -49,7 +52,7 @@ _SHRINK_SHARE = 0.2
 class Encode(Protocol):
     """Encodes passages."""
 
-    def __call__(self, ids: list[Ids]) -> tuple[Array, list[Array]]:
+    def __call__(self, ids: list[Ids]) -> tuple[Array, Handles]:
         """Attention mask (n, sequence) int32, and each cross-attention array (n, n_heads, sequence, head_dim)."""
 
 
@@ -67,9 +70,9 @@ class Shape:
     start: int
     end: tuple[int, ...]
 
-    def passage_bytes(self, n_tokens: int) -> int:
+    def passage_bytes(self, n_tokens: int, item_bytes: int) -> int:
         """Of one passage's keys and values."""
-        return len(self.cross_inputs) * self.n_heads * self.head_dim * n_tokens * 4
+        return len(self.cross_inputs) * self.n_heads * self.head_dim * n_tokens * item_bytes
 
 
 class _Stopped(Exception):
@@ -131,10 +134,9 @@ class _Passages:
     nothing, and are closed by moving the last passages into them.
     """
 
-    def __init__(self, n_places: int, n_tokens: int, shape: Shape) -> None:
+    def __init__(self, n_places: int, n_tokens: int, states: States) -> None:
         self.mask = np.zeros((n_places, n_tokens), np.int32)
-        full = (n_places, shape.n_heads, n_tokens, shape.head_dim)
-        self.cross = [np.zeros(full, np.float32) for _ in shape.cross_inputs]
+        self.cross = states.places(n_places, n_tokens)
         self.number = np.full(n_places, -1)  # which passage is there
         self.to_start = np.zeros(n_places, np.int64)  # samples of it that have no row yet
         self.running = np.zeros(n_places, np.int64)  # samples of it that have one
@@ -146,12 +148,10 @@ class _Passages:
     def free(self) -> Array:
         return np.flatnonzero(self.number < 0)
 
-    def put(self, places: Array, numbers: Sequence[int], n_samples: int, mask: Array, cross: list[Array]) -> None:
-        n_tokens = mask.shape[1]
+    def put(self, places: Array, numbers: Sequence[int], n_samples: int, mask: Array, cross: Handles) -> None:
         self.mask[places] = 0
-        self.mask[places, :n_tokens] = mask
-        for array, values in zip(self.cross, cross, strict=True):
-            array[places, :, :n_tokens] = values
+        self.mask[places, : mask.shape[1]] = mask
+        self.cross.put(places, cross)
         self.number[places] = numbers
         self.to_start[places] = n_samples
         self.running[places] = 0
@@ -167,23 +167,21 @@ class _Passages:
         moved = np.arange(len(self.number))
         used = np.flatnonzero(self.number >= 0)
         free = self.free()
-        for new, old in zip(free[free < len(used)], used[used >= len(used)], strict=True):
-            arrays: list[Array] = [self.mask, *self.cross, self.to_start, self.running, self.number]
-            for array in arrays:
-                array[new] = array[old]
-            self.number[old] = -1
-            moved[old] = new
+        new, old = free[free < len(used)], used[used >= len(used)]
+        arrays: list[Array] = [self.mask, self.to_start, self.running, self.number]
+        for array in arrays:
+            array[new] = array[old]
+        self.cross.move(new, old)
+        self.number[old] = -1
+        moved[old] = new
         return moved
 
-    def narrowed(self, n_tokens: int, shape: Shape) -> _Passages:
-        """A copy with room for fewer tokens."""
-        copy = _Passages(len(self.number), n_tokens, shape)
+    def narrow(self, n_tokens: int) -> None:
+        """Leave room for fewer tokens."""
         used = np.flatnonzero(self.number >= 0)
-        copy.mask[used] = self.mask[used, :n_tokens]
-        for new, old in zip(copy.cross, self.cross, strict=True):
-            new[used] = old[used, :, :n_tokens]
-        copy.number, copy.to_start, copy.running = self.number, self.to_start, self.running
-        return copy
+        mask = np.zeros((len(self.number), n_tokens), np.int32)
+        mask[used] = self.mask[used, :n_tokens]
+        self.mask, self.cross = mask, self.cross.narrowed(used, n_tokens)
 
 
 class Decoding:
@@ -195,7 +193,10 @@ class Decoding:
         """Nothing runs yet; see `run`."""
         self._session, self._shape, self._encode, self._sampling = session, shape, encode, sampling
         self._encode_at_once = encode_at_once
-        self._max_rows = MAX_ROWS
+        self._max_rows = session.batch_rows or MAX_ROWS
+        self._feed: dict[str, Any] = {}
+        self._past: Handles = []
+        self._states = session.states(len(shape.past_inputs), shape.n_heads, shape.head_dim)
         n_best = shape.vocabulary if sampling.top_k == 0 else min(sampling.top_k, shape.vocabulary)
         self._n_best = np.array([1 if sampling.greedy else n_best])
 
@@ -236,9 +237,9 @@ class Decoding:
         self._waiting = deque(numbers)
         longest = len(self._ids[numbers[0]])
         wanted = min(self._max_rows, len(numbers) * self._n_samples)
-        most = max(1, MAX_PASSAGE_BYTES // self._shape.passage_bytes(longest))
+        most = max(1, MAX_PASSAGE_BYTES // self._shape.passage_bytes(longest, self._states.item_bytes))
         n_places = min(math.ceil(wanted / self._n_samples * _PASSAGES_PER_FULL_ONE), len(numbers), most)
-        self._passages = _Passages(n_places, longest, self._shape)
+        self._passages = _Passages(n_places, longest, self._states)
         self._make_rows(min(wanted, n_places * self._n_samples))
         self._fill()
         while self._alive.any():
@@ -261,6 +262,7 @@ class Decoding:
             )
             raise ResourceError(message) from error
         self._max_rows, self._encode_at_once = self._max_rows // 2, max(1, self._encode_at_once // 2)
+        self._feed, self._past = {}, []  # what they hold is free before the next batch takes its own
         logger.warning("generate: out of memory (%s); going on with at most %d rows at a time", error, self._max_rows)
 
     def _make_rows(self, n_rows: int) -> None:
@@ -271,8 +273,7 @@ class Decoding:
         self._tokens = np.full(n_rows, self._shape.start, np.int32)
         self._noise = np.zeros((n_rows, self._sampling.max_new_tokens))
         self._written = np.zeros((n_rows, self._sampling.max_new_tokens), np.int64)
-        empty = (n_rows, self._shape.n_heads, 0, self._shape.head_dim)
-        self._past = [np.zeros(empty, np.float32) for _ in self._shape.past_inputs]
+        self._past, self._n_past = self._states.empty(n_rows), 0  # the cache, and how many positions it has
 
     def _has_more(self) -> bool:
         return bool(self._waiting) or bool(self._passages.to_start.any())
@@ -304,7 +305,7 @@ class Decoding:
         live = np.flatnonzero(self._passages.number >= 0)
         needed = max([len(self._ids[numbers[0]]), self._longest(live)])
         if needed <= 0.75 * self._passages.n_tokens:  # they come in order of length: attention to padding is wasted
-            self._passages = self._passages.narrowed(needed, self._shape)
+            self._passages.narrow(needed)
         self._passages.put(places, numbers, self._n_samples, *self._encode([self._ids[i] for i in numbers]))
 
     def _longest(self, places: Array) -> int:
@@ -315,7 +316,7 @@ class Decoding:
         kept = np.flatnonzero(self._alive)
         for name in ("_place", "_sample", "_age", "_alive", "_tokens", "_noise", "_written"):
             setattr(self, name, getattr(self, name)[kept])
-        self._past = [values[kept] for values in self._past]
+        self._past = self._states.rows(self._past, kept)
         self._place = self._passages.close_gaps()[self._place]
         self._group()
 
@@ -331,17 +332,17 @@ class Decoding:
         slots[places, within] = rows
         row_slots = np.zeros(len(self._alive), np.int32)
         row_slots[rows] = places * slots.shape[1] + within
-        cross = {
-            name: values[:n_used] for name, values in zip(self._shape.cross_inputs, self._passages.cross, strict=True)
-        }
-        self._feed = {"attention_mask": self._passages.mask[:n_used], "slots": slots, "row_slots": row_slots, **cross}
+        static = {"attention_mask": self._passages.mask[:n_used], "slots": slots, "row_slots": row_slots}
+        self._feed = {name: self._states.given(array) for name, array in static.items()}
+        self._feed |= zip(self._shape.cross_inputs, self._passages.cross.first(n_used), strict=True)
 
     def _step(self) -> None:
         """The next token of every row."""
         self._trim()
         feed = self._feed | dict(zip(self._shape.past_inputs, self._past, strict=True))
         feed |= {"tokens": self._tokens, "distances": self._distances(), "n_best": self._n_best}
-        logits, best, *self._past = self._session.run(feed, self._shape.outputs)
+        logits, best, *self._past = self._session.run(feed, self._shape.outputs, self._shape.outputs[2:])
+        self._n_past += 1
         age = np.minimum(self._age, self._sampling.max_new_tokens - 1)  # of free rows it may be anything
         tokens = choose(logits, best, self._noise[np.arange(len(age)), age], self._sampling)
         self._written[np.arange(len(age)), age] = tokens
@@ -365,13 +366,13 @@ class Decoding:
 
     def _trim(self) -> None:
         """Cut positions off the front of the cache that no row looks back to."""
-        unused = self._past[0].shape[2] - int(self._age[self._alive].max())
+        unused = self._n_past - int(self._age[self._alive].max())
         if unused >= _TRIM_POSITIONS:
-            self._past = [np.ascontiguousarray(values[:, :, unused:]) for values in self._past]
+            self._past, self._n_past = self._states.cut(self._past, unused), self._n_past - unused
 
     def _distances(self) -> Array:
         """How far back each cached position lies, for each row; one beyond the maximum hides it."""
-        back = np.arange(self._past[0].shape[2], -1, -1, dtype=np.int32)[None, :]
+        back = np.arange(self._n_past, -1, -1, dtype=np.int32)[None, :]
         shown = np.minimum(back, self._shape.max_distance)
         age = self._age[:, None]
         if (age[self._alive] == back[0, 0]).all():  # every row began where the cache begins

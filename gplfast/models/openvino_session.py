@@ -14,9 +14,10 @@ import numpy as np
 
 from gplfast.errors import MissingExtraError, ModelError
 from gplfast.models.session import default_threads, first_line
+from gplfast.models.states import HostStates, States
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -50,6 +51,7 @@ class OpenVinoSession:
         outputs: names.
         streams: how many threads should call `run` at a time, each with a batch of its own; more of them wait.
         batch_tokens: 0, see `Session`.
+        batch_rows: 0, see `Session`.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class OpenVinoSession:
             ModelError: the file is damaged, not an ONNX graph, or has a node that OpenVINO does not know.
         """
         n_threads = threads if threads is not None else default_threads()
-        self.streams, self.batch_tokens = n_threads if streams else 1, 0
+        self.streams, self.batch_tokens, self.batch_rows = n_threads if streams else 1, 0, 0
         settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "INFERENCE_NUM_THREADS": n_threads,
@@ -89,11 +91,20 @@ class OpenVinoSession:
         """Last dimension of an output, where the graph fixes it."""
         return int(self._model.output(name).get_partial_shape()[-1].get_length())
 
-    def run(self, feed: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None = None) -> list[Any]:
-        """Run the graph once; results are copies, which the next run does not change."""
+    def run(
+        self,
+        feed: Mapping[str, Any],
+        outputs: Sequence[str] | None = None,
+        kept: Collection[str] = (),  # noqa: ARG002
+    ) -> list[Any]:
+        """Run the graph once; results, those to be `kept` too, are copies, which the next run does not change."""
         request = self._requests.get()
         try:
             found = request.infer(dict(feed), share_inputs=True)
             return [found[name].copy() for name in (self.outputs if outputs is None else outputs)]
         finally:
             self._requests.put(request)
+
+    def states(self, n_arrays: int, n_heads: int, head_dim: int) -> States:
+        """What a decoder keeps between steps; see `Session`."""
+        return HostStates(n_arrays, n_heads, head_dim)

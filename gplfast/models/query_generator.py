@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from gplfast.models.states import Handles
+
 _GRAPH_VERSION = 1  # goes up when the graph of the same weights changes, so that cached ones are not used
 _DEFAULT_MAX_INPUT_TOKENS = 512  # what T5 was trained with; its relative positions set no limit of their own
 
@@ -110,8 +112,8 @@ class QueryGenerator:
             cache_dir: where exported graphs are kept; None: $GPLFAST_CACHE or ~/.cache/gplfast.
             provider: "cpu", "openvino" (the encoder alone), "cuda", or "auto": the fastest here, found by a trial that
                 is made once.
-            precision: "fp32", "bf16" (the encoder alone), "int8", or "auto": lower than fp32 only where the trial's
-                queries were as good (see `calibration.MAX_SCORE_CHANGE`).
+            precision: "fp32", "fp16" (CUDA), "bf16" (CUDA; OpenVINO's encoder alone), "int8", or "auto": lower than
+                fp32 only where the trial's queries were as good (see `calibration.MAX_SCORE_CHANGE`).
 
         Raises:
             ModelError: not a T5 that can be served, or damaged files; the message says why.
@@ -125,7 +127,8 @@ class QueryGenerator:
 
         def part(name: str, runtime: Runtime) -> AnySession:
             graphs = root / f"query-generator-v{_GRAPH_VERSION}"
-            return open_exported(graphs, f"{name}.onnx", functools.partial(_export, t5), runtime, threads, streams=True)
+            export, growing = functools.partial(_export, t5), name == "decoder"
+            return open_exported(graphs, f"{name}.onnx", export, runtime, threads, streams=True, growing=growing)
 
         def start(runtimes: Runtimes) -> QueryGenerator:
             model = cls(checkpoint, part("encoder", runtimes.encoder), part("decoder", runtimes.decoder), tokenizer)
@@ -232,10 +235,11 @@ class QueryGenerator:
             run_streams(start, ids, n_samples, n_streams=self._decoder.streams, noise=noise, done=done)
         return tokens
 
-    def _encode(self, ids: list[Array]) -> tuple[Array, list[Array]]:
-        """The mask, and each layer's cross-attention keys and values."""
+    def _encode(self, ids: list[Array]) -> tuple[Array, Handles]:
+        """The mask, and each layer's cross-attention keys and values, which stay where the encoder runs."""
         mask = mask_of(ids)
-        return mask, self._encoder.run({"input_ids": pad(ids, self._special.pad), "attention_mask": mask})
+        feed = {"input_ids": pad(ids, self._special.pad), "attention_mask": mask}
+        return mask, self._encoder.run(feed, None, self._encoder.outputs)
 
 
 def _check(
@@ -270,7 +274,7 @@ def runtimes(provider: str, precision: str) -> list[Runtimes]:
     """The pairs of runtimes that a choice leaves, the most exact first.
 
     The decoder always runs on ONNX Runtime: its shapes change with every step. CUDA runs both or none. int8 is of the
-    decoder, and of the encoder integers or bfloat16, whichever is faster; bf16 is of the encoder alone.
+    decoder, and of the encoder integers or bfloat16, whichever is faster; OpenVINO's bf16 is of the encoder alone.
 
     Raises:
         ConfigError, MissingExtraError, UnavailableError: see `candidates`.
@@ -280,8 +284,8 @@ def runtimes(provider: str, precision: str) -> list[Runtimes]:
     int8 = Runtime("cpu", "int8")
     found = [Runtimes(one, one if one.provider == "cuda" else REFERENCE) for one in encoders if one != int8]
     if precision in {AUTO, "int8"} and int8 in encoders:
-        lower = (one for one in available(provider) if one.precision != "fp32" and provider in {AUTO, one.provider})
-        found += [Runtimes(one, int8) for one in lower]
+        here = (one for one in available(provider) if provider in {AUTO, one.provider})
+        found += [Runtimes(one, int8) for one in here if one.precision != "fp32" and one.provider != "cuda"]
     return found
 
 
@@ -320,6 +324,6 @@ def _generate_for_items(model: QueryGenerator, items: Sequence[calibration.Item]
     return Queries([query for queries in found for query in queries], [text for text in passages for _ in range(3)])
 
 
-def _export(t5: T5, folder: Path, *, int8: bool) -> None:
-    t5_encoder_graph(t5, int8=int8).save(folder / "encoder.onnx")
-    t5_decoder_graph(t5, int8=int8).save(folder / "decoder.onnx")
+def _export(t5: T5, folder: Path, *, precision: str) -> None:
+    t5_encoder_graph(t5, precision).save(folder / "encoder.onnx")
+    t5_decoder_graph(t5, precision).save(folder / "decoder.onnx")

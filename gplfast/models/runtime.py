@@ -10,25 +10,31 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gplfast import ops
 from gplfast.errors import ConfigError, MissingExtraError, UnavailableError
+from gplfast.models.bound_session import BoundSession
 from gplfast.models.cache import cached_folder
 from gplfast.models.session import PROVIDERS as ORT_PROVIDERS
 from gplfast.models.session import Session, import_onnxruntime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
+    from gplfast.models.states import States
 
 AUTO = "auto"
 PROVIDERS = ("cpu", "openvino", "cuda")
-# What each provider computes in, the most exact first. int8 is of the weights and what they are multiplied with.
-PRECISIONS: dict[str, tuple[str, ...]] = {"cpu": ("fp32", "int8"), "openvino": ("fp32", "bf16"), "cuda": ("fp32",)}
+# What each provider computes in, the most exact first. int8 is of the weights and what they are multiplied with, and so
+# are CUDA's fp16 and bf16 (`export.graph.Graph`): fp16 has three bits more, and its graphs keep within its range.
+PRECISIONS: dict[str, tuple[str, ...]] = {
+    "cpu": ("fp32", "int8"),
+    "openvino": ("fp32", "bf16"),
+    "cuda": ("fp32", "fp16", "bf16"),
+}
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A provider ("cpu": ONNX Runtime's own, "openvino", "cuda") and what it computes in ("fp32", "bf16", "int8")."""
+    """A provider ("cpu": ONNX Runtime's own, "openvino", "cuda") and what it computes in, of `PRECISIONS`."""
 
     provider: str
     precision: str
@@ -42,6 +48,11 @@ class Runtime:
         """What a fingerprint of results gets: results of another precision are others."""
         return "" if self.precision == "fp32" else f"-{self.precision}"
 
+    @property
+    def graph(self) -> str:
+        """What its graphs are made for: OpenVINO rounds those of float32 itself."""
+        return "fp32" if self.provider == "openvino" else self.precision
+
 
 REFERENCE = Runtime("cpu", "fp32")
 
@@ -53,22 +64,31 @@ class AnySession(Protocol):
     outputs: tuple[str, ...]
     streams: int
     batch_tokens: int
+    batch_rows: int
 
     def output_dim(self, name: str) -> int:
         """Last dimension of an output."""
 
-    def run(self, feed: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None = None) -> list[Any]:
-        """Run the graph once."""
+    def run(
+        self, feed: Mapping[str, Any], outputs: Sequence[str] | None = None, kept: Collection[str] = ()
+    ) -> list[Any]:
+        """Run the graph once; what is `kept` may stay where the graph runs, for `feed` of a later run there."""
+
+    def states(self, n_arrays: int, n_heads: int, head_dim: int) -> States:
+        """What a decoder keeps between steps."""
 
 
-def open_session(path: Path, runtime: Runtime, threads: int | None = None, *, streams: bool = False) -> AnySession:
+def open_session(
+    path: Path, runtime: Runtime, threads: int | None = None, *, streams: bool = False, growing: bool = False
+) -> AnySession:
     """Load a graph.
 
     Args:
-        path: an .onnx file, made for the runtime's precision: integers for "int8", else float32.
+        path: an .onnx file, made for `runtime.graph`.
         runtime: what it runs on.
         threads: None takes every CPU this process may use.
         streams: run one batch on each thread, instead of one batch on all of them.
+        growing: its arrays grow with every run, as a decoder's do; CUDA's memory is then taken otherwise.
 
     Raises:
         MissingExtraError, UnavailableError: the provider is not there.
@@ -78,6 +98,8 @@ def open_session(path: Path, runtime: Runtime, threads: int | None = None, *, st
         from gplfast.models.openvino_session import OpenVinoSession
 
         return OpenVinoSession(path, threads=threads, precision=runtime.precision, streams=streams)
+    if runtime.provider == "cuda":
+        return BoundSession(path, threads=threads, provider="cuda", streams=streams, growing=growing)
     return Session(path, threads=threads, provider=runtime.provider, streams=streams)
 
 
@@ -89,36 +111,38 @@ def open_exported(
     threads: int | None,
     *,
     streams: bool = False,
+    growing: bool = False,
 ) -> AnySession:
     """Load a graph of a model's exported ones, exporting them when they are not there.
 
     Args:
-        folder: where those of float32 belong; those of integers lie beside it.
+        folder: where those of float32 belong; those of other precisions lie beside it.
         name: of the graph's file in it.
-        export: called with (an empty folder, int8=whether of integers), to fill it.
+        export: called with (an empty folder, precision=what the graphs are made for), to fill it.
         runtime: what it runs on.
         threads: None takes every CPU this process may use.
         streams: see `open_session`.
+        growing: see `open_session`.
 
     Raises:
         ArtifactError: the cache cannot be written.
         MissingExtraError, ModelError, UnavailableError: see `open_session`.
     """
-    int8 = runtime.precision == "int8"
-    target = folder.with_name(f"{folder.name}-int8") if int8 else folder
-    path = cached_folder(target, functools.partial(export, int8=int8)) / name
-    return open_session(path, runtime, threads, streams=streams)
+    target = folder if runtime.graph == "fp32" else folder.with_name(f"{folder.name}-{runtime.graph}")
+    path = cached_folder(target, functools.partial(export, precision=runtime.graph)) / name
+    return open_session(path, runtime, threads, streams=streams, growing=growing)
 
 
 def available(provider: str = AUTO) -> list[Runtime]:
     """Every runtime this machine computes in natively, the reference first; OpenVINO is not asked for another provider.
 
-    int8 only with VNNI or AMX: without, ONNX Runtime's 8-bit products saturate. bf16 only where OpenVINO says that the
-    processor multiplies in it.
+    int8 only with VNNI or AMX: without, ONNX Runtime's 8-bit products saturate. OpenVINO's bf16 only where it says that
+    the processor multiplies in it. CUDA's all, where ONNX Runtime has CUDA: whether there is a device, and one that
+    multiplies in bf16 (compute capability 8.0), shows when a session is opened, and the trial leaves out what fails.
     """
     found = [REFERENCE]
     if ORT_PROVIDERS["cuda"] in import_onnxruntime().get_available_providers():
-        found.append(Runtime("cuda", "fp32"))
+        found += [Runtime("cuda", precision) for precision in PRECISIONS["cuda"]]
     if provider in {AUTO, "openvino"} and importlib.util.find_spec("openvino") is not None:
         from gplfast.models.openvino_session import precisions  # loading it takes most of a second
 
@@ -171,20 +195,24 @@ def candidates(provider: str = AUTO, precision: str = AUTO) -> list[Runtime]:
 
 
 def _missing(provider: str, precision: str, here: list[Runtime]) -> MissingExtraError | UnavailableError:
-    if "openvino" in {provider, *(name for name, of in PRECISIONS.items() if precision in of and name != "cpu")} and (
-        importlib.util.find_spec("openvino") is None
-    ):
+    by_precision = [name for name, of in PRECISIONS.items() if name != "cpu" and precision in of]
+    wanted = [provider] if provider != AUTO else by_precision
+    asked = f"provider {provider}" if provider != AUTO else f"precision {precision}"
+    if "openvino" in wanted and importlib.util.find_spec("openvino") is None:
         return MissingExtraError(
-            f"models: {'provider openvino' if provider == 'openvino' else f'precision {precision}'} needs openvino, "
-            "which is not installed; run: pip install 'gplfast[openvino]'"
+            f"models: {asked} needs openvino, which is not installed; run: pip install 'gplfast[openvino]'"
         )
-    if provider == "cuda":
+    if wanted == ["cuda"]:
         installed = ", ".join(import_onnxruntime().get_available_providers())
         return UnavailableError(
-            f"models: provider cuda needs {ORT_PROVIDERS['cuda']} but this onnxruntime has {installed}; "
-            "install the matching extra (pip install 'gplfast[gpu]') or use provider cpu"
+            f"models: {asked} needs {ORT_PROVIDERS['cuda']} but this onnxruntime has {installed}; "
+            f"install the matching extra (pip install 'gplfast[gpu]') or use provider cpu{_instead(precision)}"
         )
     return UnavailableError(
         f"models: this machine has {', '.join(map(str, here))} but provider {provider} with precision {precision} was "
         "asked for; choose one of those, or auto"
     )
+
+
+def _instead(precision: str) -> str:
+    return "" if precision in {AUTO, *PRECISIONS["cpu"]} else f" with {' or '.join(PRECISIONS['cpu'])}"

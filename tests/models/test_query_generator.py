@@ -163,12 +163,12 @@ def test_a_stream_that_fails_ends_the_others(t5s, model_cache, monkeypatch):
     generator = QueryGenerator.open(t5s["v1.0"], cache_dir=model_cache, threads=3)
     run, calls, lock = generator._decoder.run, [0], threading.Lock()
 
-    def failing(feed, outputs=None):
+    def failing(feed, outputs=None, kept=()):
         with lock:
             calls[0] += 1
             if calls[0] == 5:
                 raise RuntimeError("broken")
-        return run(feed, outputs)
+        return run(feed, outputs, kept)
 
     monkeypatch.setattr(generator._decoder, "run", failing)
     with pytest.raises(RuntimeError, match="broken"):
@@ -184,10 +184,10 @@ def test_batches_that_do_not_fit_are_halved(t5s, model_cache, monkeypatch, caplo
     expected = generator.generate(PASSAGES, 3, **options)
     run, most = generator._decoder.run, [6]
 
-    def small_memory(feed, outputs=None):
+    def small_memory(feed, outputs=None, kept=()):
         if len(feed["tokens"]) > most[0]:
             raise RuntimeError("Failed to allocate memory for requested buffer of size 1")
-        return run(feed, outputs)
+        return run(feed, outputs, kept)
 
     monkeypatch.setattr(generator._decoder, "run", small_memory)
     seen: list[tuple[int, int]] = []

@@ -59,7 +59,7 @@ def test_the_environment_fills_what_is_left_open(monkeypatch):
         assert candidates(precision="int8") == [INT8]
     assert not is_open("auto")
     monkeypatch.setenv("GPLFAST_PRECISION", "fp64")
-    with pytest.raises(ConfigError, match="precision is 'fp64' but must be auto or one of bf16, fp32, int8"):
+    with pytest.raises(ConfigError, match="precision is 'fp64' but must be auto or one of bf16, fp16, fp32, int8"):
         candidates()
 
 
@@ -71,6 +71,8 @@ def test_the_environment_fills_what_is_left_open(monkeypatch):
         ("auto", "fp8", ConfigError, "precision is 'fp8' but must be"),
         ("openvino", "int8", ConfigError, "provider openvino computes in fp32 or bf16 but precision is 'int8'"),
         ("cpu", "bf16", ConfigError, "provider cpu computes in fp32 or int8"),
+        ("openvino", "fp16", ConfigError, "provider openvino computes in fp32 or bf16 but precision is 'fp16'"),
+        ("cuda", "int8", ConfigError, "provider cuda computes in fp32 or fp16 or bf16 but precision is 'int8'"),
     ],
 )
 def test_what_is_no_choice_is_refused(provider, precision, error, words):
@@ -87,6 +89,8 @@ def test_what_is_not_installed_is_named(monkeypatch):
             candidates(*choice)
     with pytest.raises(UnavailableError, match=r"provider cuda needs CUDAExecutionProvider.*gplfast\[gpu\]"):
         candidates("cuda")
+    with pytest.raises(UnavailableError, match=r"provider cuda needs CUDA.* or use provider cpu with fp32 or int8"):
+        candidates("cuda", "bf16")
     with pytest.raises(UnavailableError, match="this machine has cpu-fp32 but provider auto with precision int8"):
         candidates(precision="int8")
 
@@ -110,6 +114,29 @@ def test_a_generator_decodes_on_onnxruntime(monkeypatch):
         monkeypatch.setattr(module, "available", lambda *_: [REFERENCE, cuda, INT8])
     assert [str(one) for one in runtimes("auto", "auto")] == ["cpu-fp32", "cuda-fp32", "cpu-int8"]
     assert runtimes("cuda", "auto") == [Runtimes(cuda, cuda)]
+    fp16, cuda_bf16 = Runtime("cuda", "fp16"), Runtime("cuda", "bf16")
+    for module in (runtime, query_generator):
+        monkeypatch.setattr(module, "available", lambda *_: [REFERENCE, cuda, fp16, cuda_bf16, ov, bf16, INT8])
+    names = ["cpu-fp32", "cuda-fp32", "cuda-fp16", "cuda-bf16", "openvino-fp32+cpu-fp32", "openvino-bf16+cpu-fp32"]
+    assert [str(one) for one in runtimes("auto", "auto")] == [*names, "openvino-bf16+cpu-int8", "cpu-int8"]
+    assert [str(one) for one in runtimes("auto", "bf16")] == ["cuda-bf16", "openvino-bf16+cpu-fp32"]
+    assert [str(one) for one in runtimes("auto", "fp16")] == ["cuda-fp16"]
+    assert Runtimes(fp16, fp16).suffix == "-cuda-fp16"
+
+
+@pytest.mark.usefixtures("free_choice")
+def test_cuda_computes_in_three_types_where_onnxruntime_has_it(monkeypatch):
+    class OfCuda:
+        @staticmethod
+        def get_available_providers():
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    monkeypatch.setattr(runtime, "import_onnxruntime", lambda: OfCuda)
+    here = [one for one in available() if one.provider == "cuda"]
+    assert [one.precision for one in here] == ["fp32", "fp16", "bf16"]
+    assert [one.graph for one in here] == ["fp32", "fp16", "bf16"]
+    assert Runtime("openvino", "bf16").graph == "fp32"
+    assert candidates(precision="fp16") == [Runtime("cuda", "fp16")]
 
 
 # ---- what they compute
@@ -128,7 +155,7 @@ def test_weights_as_integers_are_within_half_a_step():
 def test_a_product_of_integers_equals_its_definition(tmp_path):
     rng = np.random.default_rng(1)
     weight, bias = rng.standard_normal((24, 32)).astype(np.float32), rng.standard_normal(24).astype(np.float32)
-    graph = Graph("linear", int8=True)
+    graph = Graph("linear", "int8")
     value = graph.input("x", np.float32, ("rows", 32))
     graph.output(graph.linear(value, "layer", weight, bias), "y", np.float32, ("rows", 24))
     graph.output(graph.linear(value, "head", weight, bias, exact=True), "exact", np.float32, ("rows", 24))
@@ -217,6 +244,8 @@ def low_precisions() -> list[Runtime]:
 def test_low_precision_is_close_and_says_so(low, encoders, t5s, model_cache):
     if low is None:
         pytest.skip("this machine computes in float32 alone")
+    if low.provider == "cuda":
+        pytest.skip("see test_cuda.py")
     named = {"cache_dir": model_cache, "provider": low.provider, "precision": low.precision}
     exact = {"cache_dir": model_cache, "provider": "cpu", "precision": "fp32"}
     encoder, expected = BiEncoder.open(encoders("bert"), **named), BiEncoder.open(encoders("bert"), **exact)
@@ -258,9 +287,13 @@ class Trials:
         self.started.append(one)
         if one == "broken":
             raise ModelError("a node that is not known")
+        if one == "mistaken":
+            raise TypeError("of this code")
         return one
 
     def run(self, model: str, items: list[Item]) -> float:
+        if model == "refused":
+            raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
         self.now += self.seconds[model] * len(items)
         return self.quality[model]
 
@@ -313,6 +346,16 @@ def test_what_was_asked_for_by_name_passes_no_gate(trials, monkeypatch, tmp_path
     trials.started.clear()
     assert trial.choose(["bad"], "exact", tmp_path, 2, gated=False)[1].why == "asked for"
     assert trials.started == ["bad"], "one candidate needs no trial"
+
+
+def test_what_fails_in_its_runtime_is_left_out(trials, monkeypatch, tmp_path):
+    """A type that this device does not compute in shows when a graph is run; a mistake of ours is not hidden."""
+    trial = trials.calibration(monkeypatch)
+    model, choice = trial.choose(["exact", "refused", "low"], "exact", tmp_path, 2, gated=True)
+    assert model == "low"
+    assert choice.trials["refused"] == {"error": "CUBLAS_STATUS_NOT_SUPPORTED", "passed": False}
+    with pytest.raises(TypeError, match="of this code"):
+        trial.choose(["exact", "mistaken"], "exact", tmp_path, 2, gated=True)
 
 
 def test_what_none_can_serve_is_an_error(trials, monkeypatch, tmp_path):

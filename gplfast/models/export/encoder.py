@@ -1,4 +1,8 @@
-"""The encoder family of BERT: BERT, MiniLM, DistilBERT, MPNet, RoBERTa, XLM-R; and their classification heads."""
+"""The encoder family of BERT: BERT, MiniLM, DistilBERT, MPNet, RoBERTa, XLM-R; and their classification heads.
+
+In a graph of float16 or bfloat16 the products of weights, attention and activations are of that type; hidden states
+from layer to layer, norms, heads and pooling are float32, so that rounding does not add up over layers.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gplfast.errors import ModelError
-from gplfast.models.export.graph import MASKED, Graph, activate, self_attention_bias
+from gplfast.models.export.graph import Graph, activate, self_attention_bias
 
 if TYPE_CHECKING:
     from gplfast.models.checkpoint import Checkpoint, Weights
@@ -137,6 +141,9 @@ class EncoderGraph:
     def _stored(self, name: str) -> str:
         return self.graph.weight(name, self._weight(name))
 
+    def _table(self, name: str) -> str:
+        return self.graph.table(name, self._weight(name))
+
     def hidden_states(self) -> str:
         """Add inputs input_ids, attention_mask and, where there are types, token_type_ids: int32 (batch, sequence).
 
@@ -158,8 +165,8 @@ class EncoderGraph:
 
     def _embeddings(self, ids: str) -> str:
         graph = self.graph
-        words = graph.op("Gather", self._stored("embeddings.word_embeddings.weight"), ids, axis=0)
-        table = self._stored("embeddings.position_embeddings.weight")
+        words = graph.widen(graph.op("Gather", self._table("embeddings.word_embeddings.weight"), ids, axis=0))
+        table = self._table("embeddings.position_embeddings.weight")
         if self.kind.positions_after_padding:
             pad = _MPNET_PADDING_ID if self.config["model_type"] == "mpnet" else padding_id(self.config)
             is_pad = graph.op("Equal", ids, graph.constant(pad, np.int32))
@@ -169,14 +176,14 @@ class EncoderGraph:
         else:
             length = graph.op("Gather", graph.op("Shape", ids), graph.constant([1]), axis=0)
             positions = graph.op("Slice", table, graph.constant([0]), length, graph.constant([0]))
-        total = graph.op("Add", words, positions)
+        total = graph.op("Add", words, graph.widen(positions))
         if self.kind.segments == "first":
             first = self._weight("embeddings.token_type_embeddings.weight")[0]
             total = graph.op("Add", total, graph.weight("embeddings.first_token_type", first))
         elif self.kind.segments == "input":
             types = self.graph.input("token_type_ids", np.int32, ("batch", "sequence"))
-            type_table = self._stored("embeddings.token_type_embeddings.weight")
-            total = graph.op("Add", total, graph.op("Gather", type_table, types, axis=0))
+            type_table = self._table("embeddings.token_type_embeddings.weight")
+            total = graph.op("Add", total, graph.widen(graph.op("Gather", type_table, types, axis=0)))
         norm = "embeddings.LayerNorm."
         scale, shift = self._stored(norm + "weight"), self._stored(norm + "bias")
         return graph.op("LayerNormalization", total, scale, shift, axis=-1, epsilon=self.epsilon)
@@ -185,20 +192,22 @@ class EncoderGraph:
         graph, names = self.graph, self.kind.names
         projections = (names.query, names.key, names.value)
         queries, keys, values = (
-            graph.linear(hidden, layer + n, self._weight(f"{layer}{n}.weight")) for n in projections
+            graph.linear(graph.narrow(hidden), layer + n, self._weight(f"{layer}{n}.weight")) for n in projections
         )
         biases = np.concatenate([self._weight(f"{layer}{n}.bias") for n in projections])
+        stored = graph.half_weight(layer + "attention.bias", biases)
         attended = graph.op(
-            "MultiHeadAttention", queries, keys, values, graph.weight(layer + "attention.bias", biases), mask, bias,
-            num_heads=self.n_heads, mask_filter_value=MASKED,
+            "MultiHeadAttention", queries, keys, values, stored, mask, bias,
+            num_heads=self.n_heads, mask_filter_value=graph.masked,
         )  # fmt: skip
         hidden = self._add_and_norm(attended, hidden, layer + names.attention_out, layer + names.attention_norm)
-        inner = graph.linear(hidden, layer + names.hidden, self._weight(f"{layer}{names.hidden}.weight"))
-        inner = activate(graph, inner, self.activation, self._stored(f"{layer}{names.hidden}.bias"))
+        inner = graph.linear(graph.narrow(hidden), layer + names.hidden, self._weight(f"{layer}{names.hidden}.weight"))
+        inner_bias = f"{layer}{names.hidden}.bias"
+        inner = activate(graph, inner, self.activation, graph.half_weight(inner_bias, self._weight(inner_bias)))
         return self._add_and_norm(inner, hidden, layer + names.hidden_out, layer + names.hidden_norm)
 
     def _add_and_norm(self, value: str, skip: str, dense: str, norm: str) -> str:
-        product = self.graph.linear(value, dense, self._weight(dense + ".weight"))
+        product = self.graph.widen(self.graph.linear(value, dense, self._weight(dense + ".weight")))
         inputs = (
             product,
             skip,
@@ -243,9 +252,9 @@ def n_labels(checkpoint: Checkpoint) -> int:
     return checkpoint.weights.shape(head)[0]
 
 
-def cross_encoder_graph(checkpoint: Checkpoint, *, int8: bool = False) -> Graph:
-    """From a pair's token ids to `logits` (batch, n_labels) float32."""
-    graph = Graph("cross-encoder", int8=int8)
+def cross_encoder_graph(checkpoint: Checkpoint, precision: str = "fp32") -> Graph:
+    """From a pair's token ids to `logits` (batch, n_labels) float32; `precision` as of `Graph`."""
+    graph = Graph("cross-encoder", precision)
     encoder = EncoderGraph(graph, checkpoint)
     logits = encoder.logits(encoder.hidden_states())
     graph.output(logits, "logits", np.float32, ("batch", n_labels(checkpoint)))

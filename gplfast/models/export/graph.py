@@ -26,6 +26,10 @@ _MICROSOFT = {
     "DynamicQuantizeMatMul",
 }
 MASKED = -1e9  # an attention score that is masked; finite, so that a row without any key gives no NaN
+# The same where float16 must hold it: far below any score, far from -65504, a sum with a score of which is infinite.
+_MASKED_FP16 = -3e4
+# What matrix products may be made in, by ONNX's numbers of types.
+FLOATS = {"fp32": 1, "fp16": 10, "bf16": 16}
 
 
 def import_onnx() -> ModuleType:
@@ -45,17 +49,22 @@ def import_onnx() -> ModuleType:
 class Graph:
     """Collects nodes, weights, inputs and outputs, and writes them as one ONNX model."""
 
-    def __init__(self, name: str, *, int8: bool = False) -> None:
+    def __init__(self, name: str, precision: str = "fp32") -> None:
         """Start an empty graph.
 
         Args:
             name: of the graph.
-            int8: `linear` keeps weights as int8 with a scale per output, and multiplies integers: the values going in
-                are rounded to 8 bits at run time, with one scale for the whole batch.
+            precision: "int8": `linear` keeps weights as int8 with a scale per output, and multiplies integers: the
+                values going in are rounded to 8 bits at run time, with one scale for the whole batch. "fp16", "bf16":
+                `linear` keeps weights in that type, takes a value in it (`narrow`) and gives one (`widen` it).
+                "fp32": neither.
         """
         self._onnx = import_onnx()
         self._name = name
-        self.int8 = int8
+        self.int8 = precision == "int8"
+        self.float = "fp32" if self.int8 else precision
+        self._narrowed: dict[str, str] = {}
+        self._bf16: set[str] = set()  # weights that are kept as bits
         self._nodes: list[Any] = []
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
@@ -63,13 +72,40 @@ class Graph:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._count = 0
 
-    def input(self, name: str, dtype: type[np.generic], shape: Sequence[int | str]) -> str:
-        """Declare an input; string dimensions are free."""
+    @property
+    def element(self) -> int:
+        """ONNX's number of the type that products are made in."""
+        return FLOATS[self.float]
+
+    @property
+    def half(self) -> bool:
+        """Whether products are made in a float of two bytes."""
+        return self.float != "fp32"
+
+    @property
+    def masked(self) -> float:
+        """An attention score that is masked."""
+        return _MASKED_FP16 if self.float == "fp16" else MASKED
+
+    def narrow(self, value: str) -> str:
+        """A float32 value in the type that products are made in; once, however often it is asked for."""
+        if not self.half:
+            return value
+        if value not in self._narrowed:
+            self._narrowed[value] = self.op("Cast", value, to=self.element)
+        return self._narrowed[value]
+
+    def widen(self, value: str) -> str:
+        """A value of that type in float32: for sums over layers, norms, and what leaves the graph."""
+        return self.op("Cast", value, to=FLOATS["fp32"]) if self.half else value
+
+    def input(self, name: str, dtype: type[np.generic] | int, shape: Sequence[int | str]) -> str:
+        """Declare an input of a NumPy type or of ONNX's number of one; string dimensions are free."""
         self._inputs.append(self._value_info(name, dtype, shape))
         return name
 
-    def output(self, value: str, name: str, dtype: type[np.generic], shape: Sequence[int | str]) -> None:
-        """Declare `value` as the output `name`."""
+    def output(self, value: str, name: str, dtype: type[np.generic] | int, shape: Sequence[int | str]) -> None:
+        """Declare `value` as the output `name`; `dtype` as of `input`."""
         self._nodes.append(self._onnx.helper.make_node("Identity", [value], [name]))
         self._outputs.append(self._value_info(name, dtype, shape))
 
@@ -78,6 +114,17 @@ class Graph:
         # ascontiguousarray would turn a 0-d array into a 1-d one
         self._weights.setdefault(name, np.asarray(value, order="C"))
         return name
+
+    def half_weight(self, name: str, value: np.ndarray[Any, Any]) -> str:
+        """Add a float weight in the type that products are made in."""
+        if self.float == "bf16":
+            self._bf16.add(name)
+            return self.weight(name, bf16_bits(value))
+        return self.weight(name, fp16(value, name) if self.half else value)
+
+    def table(self, name: str, value: np.ndarray[Any, Any]) -> str:
+        """Add rows to look up: with either half type float16, which rounds 8 times less than bfloat16."""
+        return self.weight(name, fp16(value, name) if self.half else value)
 
     def constant(self, value: float | list[int], dtype: type[np.generic] = np.int64) -> str:
         """Add a small constant, once."""
@@ -108,29 +155,41 @@ class Graph:
         *,
         exact: bool = False,
     ) -> str:
-        """X @ weight.T + bias, for torch's (out, in) layout; `exact` in float32 even in a graph of integers."""
+        """X @ weight.T + bias, for torch's (out, in) layout; `exact` in float32 whatever the graph multiplies in."""
         if self.int8 and not exact:
             rounded, scales = quantized(weight)
             inputs = [value, self.weight(f"{name}.weight.int8", rounded.T), self.weight(f"{name}.scales", scales)]
             inputs += [] if bias is None else ["", self.weight(f"{name}.bias", bias)]
             return self.op("DynamicQuantizeMatMul", *inputs)
-        product = self.op("MatMul", value, self.weight(f"{name}.weight.T", weight.T))
-        return product if bias is None else self.op("Add", product, self.weight(f"{name}.bias", bias))
+        add = self.weight if exact else self.half_weight
+        product = self.op("MatMul", value, add(f"{name}.weight.T", weight.T))
+        return product if bias is None else self.op("Add", product, add(f"{name}.bias", bias))
 
     def save(self, path: Path) -> None:
         """Write the model; weights beyond protobuf's limit go to `<path>.data`."""
-        helper, numpy_helper = self._onnx.helper, self._onnx.numpy_helper
-        initializers = [numpy_helper.from_array(value, name) for name, value in self._weights.items()]
-        graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, initializers)
-        imports = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
-        model = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="gplfast")
+        model = self.model()
         if sum(value.nbytes for value in self._weights.values()) > EXTERNAL_DATA_BYTES:
             self._onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
         else:
             self._onnx.save_model(model, str(path))
 
-    def _value_info(self, name: str, dtype: type[np.generic], shape: Sequence[int | str]) -> Any:  # noqa: ANN401  (onnx has no types)
-        element = self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    def model(self) -> Any:  # noqa: ANN401  (onnx has no types)
+        """The ONNX model."""
+        helper = self._onnx.helper
+        initializers = [self._initializer(name, value) for name, value in self._weights.items()]
+        graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, initializers)
+        imports = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="gplfast")
+
+    def _initializer(self, name: str, value: np.ndarray[Any, Any]) -> Any:  # noqa: ANN401
+        tensor = self._onnx.numpy_helper.from_array(value, name)
+        if name in self._bf16:
+            tensor.data_type = FLOATS["bf16"]
+        return tensor
+
+    def _value_info(self, name: str, dtype: type[np.generic] | int, shape: Sequence[int | str]) -> Any:  # noqa: ANN401
+        of_numpy = self._onnx.helper.np_dtype_to_tensor_dtype
+        element = dtype if isinstance(dtype, int) else of_numpy(np.dtype(dtype))
         return self._onnx.helper.make_tensor_value_info(name, element, list(shape))
 
 
@@ -150,8 +209,26 @@ def quantized(
     return np.rint(weight / scales[:, None]).astype(np.int8), scales
 
 
+def fp16(value: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, np.dtype[np.float16]]:
+    """Weights rounded to float16.
+
+    Raises:
+        ModelError: one is beyond float16's range.
+    """
+    largest = np.abs(value).max(initial=0)
+    if largest > np.finfo(np.float16).max:
+        raise ModelError(f"export: weight {name} has {largest:g} but float16 ends at 65504; use precision fp32 or bf16")
+    return value.astype(np.float16)
+
+
+def bf16_bits(value: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    """Finite weights rounded to bfloat16 (ties to even), as bits: NumPy has no such type."""
+    bits = np.asarray(value, np.float32, order="C").view(np.uint32)
+    return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+
+
 def activate(graph: Graph, value: str, activation: str, bias: str | None = None) -> str:
-    """Apply a network's activation by its transformers name, after adding `bias`.
+    """Apply a network's activation by its transformers name, after adding `bias`, to a value of either float type.
 
     Raises:
         ModelError: an activation that is not known.
@@ -213,11 +290,11 @@ def self_attention_bias(graph: Graph, sequence: str, table: np.ndarray[Any, Any]
         name: of the weight.
 
     Returns:
-        Name of a (1, n_heads, sequence, sequence) float32 value.
+        Name of a (1, n_heads, sequence, sequence) value, of the type that products are made in.
     """
     distances = np.arange(-max_distance, max_distance + 1)
     buckets = relative_buckets(distances, bidirectional=True, n_buckets=len(table), max_distance=max_distance)
-    by_distance = graph.weight(name, table[buckets].astype(np.float32))
+    by_distance = graph.half_weight(name, table[buckets].astype(np.float32))
     positions = graph.op("Range", graph.constant(0), sequence, graph.constant(1))
     keys = graph.op("Unsqueeze", positions, graph.constant([0]))
     queries = graph.op("Unsqueeze", positions, graph.constant([1]))

@@ -53,8 +53,8 @@ def pooling_config(checkpoint: Checkpoint, plain: str = "mean") -> dict[str, Any
     return {"pooling_mode": plain}
 
 
-def bi_encoder_graph(checkpoint: Checkpoint, plain_pooling: str = "mean", *, int8: bool = False) -> tuple[Graph, int]:
-    """From token ids to `embedding` (batch, dim) float32.
+def bi_encoder_graph(checkpoint: Checkpoint, plain_pooling: str = "mean", precision: str = "fp32") -> tuple[Graph, int]:
+    """From token ids to `embedding` (batch, dim) float32; `precision` as of `Graph`.
 
     Where the Pooling module leaves prompts out, the graph takes a further input pooling_mask, int32 (batch, sequence).
 
@@ -64,7 +64,7 @@ def bi_encoder_graph(checkpoint: Checkpoint, plain_pooling: str = "mean", *, int
     Raises:
         ModelError: a module that is not supported.
     """
-    graph = Graph("bi-encoder", int8=int8)
+    graph = Graph("bi-encoder", precision)
     encoder = EncoderGraph(graph, checkpoint)
     value, dim = encoder.hidden_states(), encoder.dim
     modules = checkpoint.modules or [{"type": "Transformer", "path": ""}, {"type": "Pooling", "path": ""}]
