@@ -310,7 +310,8 @@ def menu(result: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"{result['collection']}: {budget['steps']} steps of {budget['batch_size']} rows, the student reads "
+            f"{result['collection']}, at most {budget['max_queries']:,} generated queries: {budget['steps']} steps of "
+            f"{budget['batch_size']} rows, the student reads "
             f"{budget['max_seq_length']} tokens, bundled models. Made on {place['cores']} cores of {place['cpu']} at "
             f"{'commit' if len(commits) == 1 else 'commits'} {', '.join(sorted(commits))}.",
         ]

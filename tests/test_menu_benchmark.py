@@ -60,7 +60,7 @@ def test_rows_are_made_once_and_shown(menu, monkeypatch, world, cache, tmp_path)
 
 
 def test_negatives_of_a_row_are_those_that_it_was_trained_on(menu, world, cache, tmp_path):
-    budget = menu.Budget(4, 4)
+    budget = menu.Budget(4, 60, 4)
     (tmp_path / "tiny.yaml").write_text(json.dumps(world.settings(mine={"retrievers": ["bm25"]})))
     rows = menu.Menu(world.corpus, tmp_path, tmp_path / "menu.json", budget, tmp_path / "tiny.yaml")
     gpl = next(variant for variant in menu.VARIANTS if variant.name == "GPL")
@@ -82,7 +82,7 @@ def test_negatives_of_a_row_are_those_that_it_was_trained_on(menu, world, cache,
 def test_every_row_has_a_name_of_its_own_and_settings_that_exist(menu):
     names = [variant.name for variant in menu.VARIANTS]
     assert len(set(names)) == len(names)
-    rows = menu.Menu(Path("collection"), Path("work"), Path("menu.json"), menu.Budget(100), None)
+    rows = menu.Menu(Path("collection"), Path("work"), Path("menu.json"), menu.Budget(100, 1500), None)
     for variant in menu.VARIANTS:
         config = rows.config(variant)
         assert config.train.batch_size in (32, 128)
