@@ -5,7 +5,7 @@ A row is appended to results/menu.json as soon as it is done, and not made again
 queries, the embeddings and the teacher's scores: their seconds are without what an earlier row had made.
 
     python benchmarks/menu.py --work /tmp/menu
-    python benchmarks/menu.py --work /tmp/menu --data ../shared/data --collection cranfield --only dense bm25 --steps 100
+    python benchmarks/menu.py --work /tmp/menu --data ../shared/data --collection cranfield --only dense bm25
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from gplfast.store.scores import ScoreStore
 RESULT = Path(__file__).parent / "results" / "menu.json"
 # Rows of each training whose negatives the teacher's scores are looked up for.
 AUDITED = 1000
-# Passages of BM25 that the teacher reranks: of the bundled collection's 1,088 queries 50 each would take as long as rows.
+# Passages of BM25 that the teacher reranks: 50 of each of the bundled collection's 1,088 queries would take minutes.
 RERANKED = 10
 BUNDLED = Path(__file__).resolve().parent.parent / "gplfast" / "presets"
 STUDENTS = ("gpl", "rgpl", "genq")
