@@ -31,6 +31,7 @@ class Passage(NamedTuple):
         grade: Above 0 for a positive.
         cosine: Of query and document; None where it is not known.
         teacher: The cross-encoder's score; None where it is not known.
+        asked: A cross-encoder was asked for all: where it gave no score there is none.
     """
 
     text: str
@@ -39,6 +40,7 @@ class Passage(NamedTuple):
     grade: int = 0
     cosine: float | None = None
     teacher: float | None = None
+    asked: bool = False
 
     @property
     def full(self) -> str:
@@ -47,8 +49,8 @@ class Passage(NamedTuple):
 
     @property
     def score(self) -> float | None:
-        """The teacher's where there is one, else the cosine."""
-        return self.cosine if self.teacher is None else self.teacher
+        """The teacher's where it was asked or is known, else the cosine: scores of one source are on one scale."""
+        return self.teacher if self.asked or self.teacher is not None else self.cosine
 
 
 class Example(NamedTuple):
@@ -97,7 +99,7 @@ def _batch(mined: Mined, start: int, stop: int, *, matrix: bool, empty: bool) ->
     table = mined.corpus.table.take(rows).to_pylist()
     values = [_values(column, begin, end) for column in (mined.cosine, mined.teacher)]
     passages = [
-        Passage(item["text"], item["title"], item["_id"], grade, cosine, teacher)
+        Passage(item["text"], item["title"], item["_id"], grade, cosine, teacher, mined.teacher is not None)
         for item, grade, cosine, teacher in zip(
             (table[i] for i in at), mined.grades[begin:end].tolist(), *values, strict=True
         )

@@ -135,17 +135,23 @@ def _negminer(folder: Path, output: Output, _: str) -> list[Path]:
 def _sentence_transformers(folder: Path, output: Output, name: str) -> list[Path]:
     path = folder / f"{name}.{output.file_type}"
     layout = cast("Layout", name.removeprefix(_ST))
-    scores = output.scores and output.kept.scores is not None
-    n = sentence_transformers.write(path, examples(output.kept), layout, scores=scores, negatives=output.negatives)
+    scores = output.kept.scores is not None and (output.scores or layout == "margins")
+    kept = _scored(output.kept) if scores else output.kept
+    n = sentence_transformers.write(path, examples(kept), layout, scores=scores, negatives=output.negatives)
     if layout == "n-tuple":
-        positives, negatives = np.diff(output.kept.positives.indptr), np.diff(output.kept.negatives.indptr)
+        positives, negatives = np.diff(kept.positives.indptr), np.diff(kept.negatives.indptr)
         if short := int(positives[negatives > 0].sum()) - n:
             logger.warning("%s: %d pairs left out, whose query has fewer negatives than the tuple", path, short)
     return [path]
 
 
+def _scored(mined: Mined) -> Mined:
+    """Without the candidates that the teacher gave no score: what reads scores needs one of each."""
+    return mined if mined.scores is None else mined.only(np.isfinite(mined.scores))
+
+
 def _flag_embedding(folder: Path, output: Output, _: str) -> list[Path]:
-    flag_embedding.write(folder / flag_embedding.FILE, examples(output.kept))
+    flag_embedding.write(folder / flag_embedding.FILE, examples(_scored(output.kept)))
     return [folder / flag_embedding.FILE]
 
 

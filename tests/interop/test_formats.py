@@ -286,6 +286,27 @@ def test_n_tuples_leave_out_who_has_fewer(tmp_path):
         sentence_transformers.write(tmp_path / "a.csv", examples(mined()), "triplet")
 
 
+def test_a_score_that_the_teacher_did_not_give_is_no_cosine(tmp_path):
+    """NaN (`--label-nan drop`): one file has one scale, also where a query has no score at all."""
+    found = mined()
+    found.teacher[[2, 4, 5]] = np.nan  # d4 of q1, all of q2
+    names = [name for name in FORMATS if name not in ("tevatron", "tevatron-legacy", "sentence-transformers-n-tuple")]
+    formats.write(names, tmp_path, formats.Output(found, found))
+    lines = (tmp_path / "trec" / "run.trec").read_text().splitlines()
+    assert [line.split()[2:5] for line in lines] == [["d1", "1", "4.5"], ["d0", "2", "3.0"], ["d2", "3", "-1.0"]]
+    (line,) = [json.loads(line) for line in (tmp_path / "flag-embedding.jsonl").read_text().splitlines()]
+    assert (line["neg"], line["pos_scores"], line["neg_scores"]) == (['two "2"'], [4.5, 3.0], [-1.0])
+    assert load(tmp_path / "sentence-transformers-margins.parquet")["label"] == [5.5, 4.0]
+    assert load(tmp_path / "sentence-transformers-triplet.parquet")["scores"] == [[4.5, -1.0], [3.0, -1.0]]
+    assert load(tmp_path / "sentence-transformers-labeled-pair.parquet")["score"] == [4.5, 3.0, -1.0]
+    contexts = json.loads((tmp_path / "dpr.json").read_text())[0]["hard_negative_ctxs"]
+    assert [context.get("score") for context in contexts] == [None, -1.0]
+    found_lines = [json.loads(line) for line in (tmp_path / "negminer.jsonl").read_text().splitlines()]
+    assert [line["query_doc_ce"] for line in found_lines] == [[4.5, 3.0, None, -1.0], [None, None]]
+    back = list(negminer.read_candidates(tmp_path / "negminer.jsonl", found.corpus))
+    assert [passage.score for example in back for passage in example.passages] == [4.5, 3.0, None, -1.0, None, None]
+
+
 def test_flag_embedding_by_hand(tmp_path):
     found = mined()
     assert flag_embedding.write(tmp_path / "f.jsonl", examples(found), prompt="Find it") == 2
