@@ -67,9 +67,8 @@ def mine_files(
             logger.info("%s: %d", name.replace("_", " "), counts.sum())
         if output is None:
             return kept, []
-        given = Output(
-            mined, kept, dropped, labelled.doc_doc_cos, labelled.scores, labelled.file_type, negatives=labelled.keep
-        )
+        form = (labelled.doc_doc_cos, labelled.scores, labelled.file_type)
+        given = Output(mined, kept, dropped, *form, negatives=labelled.keep, seed=config.seed)
         return kept, write(formats, output, given)
 
 

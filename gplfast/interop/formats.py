@@ -13,6 +13,7 @@ from gplfast.errors import ConfigError
 from gplfast.interop import dpr, flag_embedding, gpl, negminer, sentence_transformers, tevatron, trec
 from gplfast.interop.examples import examples
 from gplfast.labelled_settings import FORMATS
+from gplfast.mining.sampling import permutation
 from gplfast.store.corpus import Queries
 from gplfast.store.negatives import Negatives, RankedLists
 
@@ -39,7 +40,8 @@ class Output:
         doc_doc_cos: negminer's lines have the square matrix.
         scores: Datasets of sentence-transformers have scores where they are known.
         file_type: Of these, "parquet" or "jsonl".
-        negatives: Per query; what an n-tuple has. 0: as many as the first query.
+        negatives: Per query; what an n-tuple has. 0: as many as half the queries have.
+        seed: Of the order of GPL's training data.
     """
 
     candidates: Mined
@@ -49,6 +51,7 @@ class Output:
     scores: bool = True
     file_type: str = "parquet"
     negatives: int = 0
+    seed: int = 0
 
 
 def write(names: Sequence[str], folder: str | Path, output: Output) -> list[Path]:
@@ -100,11 +103,12 @@ def _gpl(folder: Path, output: Output, name: str) -> list[Path]:
     gpl.write_hard_negatives(files[3], gpl.HardNegatives(found, positives), mined.corpus, queries)
     if mined.teacher is not None:
         files.append(folder / gpl.TRAINING_DATA_FILE)
-        gpl.write_training_data(files[-1], _training_data(mined), mined.corpus, queries)
+        gpl.write_training_data(files[-1], _training_data(mined, output.seed), mined.corpus, queries)
     return files
 
 
-def _training_data(mined: Mined) -> gpl.TrainingData:
+def _training_data(mined: Mined, seed: int) -> gpl.TrainingData:
+    """Every pair of a positive and a negative, in an order drawn at random: GPL trains in the order of the file."""
     positives, negatives = mined.positives, mined.negatives
     assert positives.scores is not None
     assert negatives.scores is not None
@@ -115,7 +119,8 @@ def _training_data(mined: Mined) -> gpl.TrainingData:
     at = positives.indptr[owners] + within // np.maximum(n_negatives, 1)
     against = negatives.indptr[owners] + within % np.maximum(n_negatives, 1)
     margins = positives.scores[at] - negatives.scores[against]
-    known = np.isfinite(margins)
+    order = permutation(seed, "gplrows", 0, len(margins))
+    known = order[np.isfinite(margins[order])]
     columns = (owners[known], positives.docs[at][known], negatives.docs[against][known])
     return gpl.TrainingData(*columns, margins[known].astype(np.float32))
 

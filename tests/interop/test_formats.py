@@ -453,13 +453,37 @@ def test_gpls_files_from_candidates(tmp_path):
         "gpl/hard-negatives.jsonl",
         "gpl/gpl-training-data.tsv",
     ]
-    assert files[4].read_text().splitlines() == [
-        *("q1\td1\td4\t2.25", "q1\td1\td2\t5.5", "q1\td0\td4\t0.75", "q1\td0\td2\t4.0"),
+    assert sorted(files[4].read_text().splitlines()) == [
+        *("q1\td0\td2\t4.0", "q1\td0\td4\t0.75", "q1\td1\td2\t5.5", "q1\td1\td4\t2.25"),
         "q2\td2\td3\t7.1",
     ]
     hard = gpl.read_hard_negatives(files[3], load_corpus(files[0]), gpl.read_queries(files[1]))
     assert [hard.positives[i].tolist() for i in range(2)] == [[1, 0], [2]]
     assert hard.negatives.lists["mined"][0].tolist() == [4, 2]
+
+
+def many(counts, *, seed=0):
+    """Queries with one positive and so many negatives, scored at random."""
+    draw = np.random.default_rng(seed)
+    corpus = load_corpus([f"text {i}" for i in range(max(counts) + 1)])
+    sizes = np.array(counts) + 1
+    rows = np.concatenate([np.arange(size) for size in sizes])
+    names = [f"q{i}" for i in range(len(counts))]
+    indptr = np.concatenate([[0], np.cumsum(sizes)])
+    scores = draw.standard_normal(len(rows)).astype(np.float32)
+    return Mined(corpus, names, names, indptr, rows, (rows == 0).astype(np.int64), None, scores)
+
+
+def test_gpls_rows_are_mixed(tmp_path):
+    """GPL reads the file in its order, 32 rows a step: by queries a step would see one query only."""
+    found = many([64] * 16)
+    orders = []
+    for seed in (0, 0, 1):
+        path = formats.write(["gpl"], tmp_path, formats.Output(found, found, seed=seed))[4]
+        orders.append([line.split("\t")[0] for line in path.read_text().splitlines()])
+    assert min(len(set(orders[0][start : start + 32])) for start in range(0, 1024, 32)) > 8
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == sorted(name for name in found.ids for _ in range(64))
 
 
 READERS = {
