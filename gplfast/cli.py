@@ -16,7 +16,7 @@ from gplfast.bench import flags
 from gplfast.epilogs import EPILOGS
 from gplfast.errors import ConfigError, GplfastError
 from gplfast.flags import add_labelled, add_settings, flag_of, given_settings, read_labelled, read_settings
-from gplfast.labelled_settings import FORMATS
+from gplfast.labelled_settings import EXPORTED, FORMATS
 from gplfast.preset_settings import PRESETS
 from gplfast.progress import Bars
 
@@ -142,7 +142,8 @@ def _add_pipeline_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_formats(command: argparse.ArgumentParser, default: str) -> None:
     command.add_argument("--output", type=Path, required=default == "gpl", help="folder to write")
-    command.add_argument("--format", nargs="+", metavar="NAME", help=f"{', '.join(FORMATS)} (default {default})")
+    names = ", ".join(EXPORTED if default == "gpl" else FORMATS)
+    command.add_argument("--format", nargs="+", metavar="NAME", help=f"{names} (default {default})")
 
 
 def _add_corpus(

@@ -9,12 +9,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gplfast import preflight
 from gplfast.errors import ConfigError
 from gplfast.interop import negminer, sentence_transformers
 from gplfast.interop.formats import Output, check, write
 from gplfast.labelled import Labelled, Sources, scorer
 from gplfast.labelled_settings import LabelledConfig
+from gplfast.mining.sources import used_retrievers
 from gplfast.pipeline import Pipeline, as_config
+from gplfast.report import BM25
 from gplfast.stages import candidates
 from gplfast.steps import export_gpl, scored_margins
 from gplfast.store.mined import Mined
@@ -51,7 +54,7 @@ def mine_files(
     report: Report | None = None,
 ) -> tuple[Mined, list[Path]]:
     """What `mine_labelled` does; returns what was kept and the files."""
-    check(formats)
+    _check_mining(config, labelled, formats if output is not None else (), teacher=teacher)
     with ExitStack() as stack:
         if work is None and output is not None:
             work = Path(output) / "work"
@@ -70,6 +73,14 @@ def mine_files(
         form = (labelled.doc_doc_cos, labelled.scores, labelled.file_type)
         given = Output(mined, kept, dropped, *form, negatives=labelled.keep, seed=config.seed)
         return kept, write(formats, output, given)
+
+
+def _check_mining(config: RunConfig, labelled: LabelledConfig, formats: Sequence[str], *, teacher: bool) -> None:
+    """Refuse before any work what cannot be written, and settings that would have no effect."""
+    encoder = any(name != BM25 for name in used_retrievers(config.mine).values())
+    check(formats, cosines=encoder, scores=encoder or teacher)
+    if labelled.dup_threshold < 1.0 and not encoder:
+        raise ConfigError("duplicates by cosine need an encoder among the retrievers; add one, or set no dup_threshold")
 
 
 def mine_labelled(
@@ -134,9 +145,9 @@ def export(
     Args:
         pipeline: Over what is in the work directory (`alone`).
         folder: Created when missing.
-        formats: Names of `gplfast.labelled_settings.FORMATS`. "gpl" holds what each step made, its lists by retriever
+        formats: Names of `gplfast.labelled_settings.EXPORTED`. "gpl" holds what each step made, its lists by retriever
             and the margins that training uses; "sentence-transformers-margins" these margins. The others hold the
-            negatives of all retrievers as one list.
+            negatives of all retrievers as one list. "trec" needs the teacher.
         teacher: Score every positive and negative with the model of `label` (pairs that it scored before cost
             nothing), for formats with scores; "sentence-transformers-margins" then has all pairs.
 
@@ -146,11 +157,13 @@ def export(
     Raises:
         GplfastError: One of its children; the message says what to do.
     """
-    check(formats)
-    files = export_gpl(pipeline, folder) if "gpl" in formats else []
     others = [name for name in formats if name != "gpl"]
-    if not teacher and _MARGINS in others:
+    margins = not teacher and _MARGINS in others
+    if margins:
         others.remove(_MARGINS)
+    _check_export(pipeline, others, teacher=teacher, margins=margins)
+    files = export_gpl(pipeline, folder) if "gpl" in formats else []
+    if margins:
         files += _export_margins(pipeline, Path(folder))
     if not others:
         return files
@@ -158,6 +171,17 @@ def export(
         return files + write(others, folder, _output(_generated(pipeline)))
     with pipeline.work:  # scores are kept
         return files + write(others, folder, _output(_generated(pipeline, scorer(pipeline))))
+
+
+def _check_export(pipeline: Pipeline, formats: Sequence[str], *, teacher: bool, margins: bool) -> None:
+    """Refuse before any file what cannot be written for generated queries: some formats, or the training's margins."""
+    check(formats, cosines=False, scores=teacher)
+    if margins:
+        scored_margins(pipeline)
+    if formats:
+        pipeline.negatives()
+    if teacher:
+        preflight.teacher(pipeline.model(pipeline.config.label.model).path, pipeline.config.label)
 
 
 def _export_margins(pipeline: Pipeline, folder: Path) -> list[Path]:

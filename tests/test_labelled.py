@@ -392,10 +392,20 @@ def test_bm25_alone_has_no_cosines(part, tmp_path):
     )
     assert found.scores is None
     assert list(lines_of(tmp_path / "flag-embedding.jsonl")[0]) == ["query", "pos", "neg"]
-    with pytest.raises(ConfigError, match="negminer's lines need cosines"):
-        gplfast.mine_labelled(part, part, encoder="bm25", output=tmp_path, work=tmp_path / "w")
+
+
+def test_what_formats_need_is_said_before_any_work(part, tmp_path):
+    given = {"encoder": "bm25", "output": tmp_path / "o", "work": tmp_path / "w"}
+    for name, message in (
+        ("negminer", "negminer's lines need cosines"),
+        ("trec", "a TREC run needs scores"),
+        ("sentence-transformers-margins", "margins need scores"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            gplfast.mine_labelled(part, part, **given, formats=["tevatron", name])
     with pytest.raises(ConfigError, match="duplicates by cosine need an encoder"):
-        gplfast.mine_labelled(part, part, encoder="bm25", work=tmp_path / "w", labelled={"dup_threshold": 0.9})
+        gplfast.mine_labelled(part, part, **given, formats=["tevatron"], labelled={"dup_threshold": 0.9})
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 
 @pytest.fixture(scope="module")
@@ -422,6 +432,7 @@ def test_generated_queries_in_every_format(world, run, tmp_path, capsys):
         union = {ids[row] for ranked in negatives.lists.values() for row in ranked[query]}
         assert set(lines[name]["negative_document_ids"]) == union
         assert len(lines[name]["negative_document_ids"]) == len(union)
+    n_compared = 0
     scored = {line["query"]: line for line in lines_of(tmp_path / "a" / "flag-embedding.jsonl")}
     for query, positive, negative, margin in zip(
         margins.queries, margins.positives, margins.negatives, margins.margins, strict=True
@@ -430,10 +441,23 @@ def test_generated_queries_in_every_format(world, run, tmp_path, capsys):
         if line["pos"] == [pipeline.corpus.text(positive)]:  # of queries with the same text the last one is there
             at = line["neg"].index(pipeline.corpus.text(negative))
             assert line["pos_scores"][0] - line["neg_scores"][at] == pytest.approx(margin, abs=1e-5)
+            n_compared += 1
+    assert n_compared > 0
     assert len(out.split()) == len(names) + 2
-    status, _, err = run_cli(capsys, "export", *given[: -len(names)], "trec")
-    assert status == 2
-    assert "a TREC run needs scores" in err
+
+
+@pytest.mark.parametrize(
+    "case",
+    [("trec", "a TREC run needs scores"), ("negminer", "negminer's lines need cosines")],
+    ids=lambda case: case[0],
+)
+def test_an_export_that_cannot_be_writes_nothing(world, run, tmp_path, capsys, case):
+    name, message = case
+    given = ["--corpus", world.corpus, "--work", run, "--output", tmp_path / "a", "--format", "gpl", "tevatron", name]
+    status, out, err = run_cli(capsys, "export", *given)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert not (tmp_path / "a").exists()
 
 
 def test_exported_margins_are_those_of_the_training(world, run, tmp_path, capsys):

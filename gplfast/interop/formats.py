@@ -71,15 +71,25 @@ def write(names: Sequence[str], folder: str | Path, output: Output) -> list[Path
     return files
 
 
-def check(names: Sequence[str]) -> None:
-    """Refuse unknown names before any work.
+def check(names: Sequence[str], *, cosines: bool = True, scores: bool = True) -> None:
+    """Refuse before any work what `write` would refuse after it.
+
+    Args:
+        names: The formats.
+        cosines: Whether there will be cosines.
+        scores: Whether there will be cosines or scores of a teacher.
 
     Raises:
-        ConfigError: One is unknown.
+        ConfigError: A name is unknown, or a format needs what there will not be.
     """
     for name in names:
         if name not in FORMATS:
             raise ConfigError(f"format is {name!r} but must be one of {', '.join(FORMATS)}")
+        if name == "negminer" and not cosines:
+            raise ConfigError(f"{name}: negminer's lines need cosines; mine judged queries with an encoder")
+        if name in (f"{_ST}margins", "trec") and not scores:
+            what = "a TREC run needs scores" if name == "trec" else "margins need scores"
+            raise ConfigError(f"{name}: {what}; give a teacher, or mine judged queries with an encoder")
 
 
 def _gpl(folder: Path, output: Output, name: str) -> list[Path]:
