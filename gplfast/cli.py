@@ -222,20 +222,27 @@ def _mine(arguments: argparse.Namespace) -> None:
 
 
 def _mine_labelled(arguments: argparse.Namespace, base: Any, labelled: dict[str, Any]) -> None:
-    from gplfast.exports import mine_files
+    from gplfast.exports import explicit_label, mine_files
     from gplfast.labelled import Sources
 
-    if "max_seq_length" in given_settings(arguments, "label"):
+    flags_given = given_settings(arguments, "label")
+    if "max_seq_length" in flags_given:
         raise ConfigError("--label-max-seq-length has no effect on labelled queries; give --teacher-tokens")
+    teacher = base is not None or "model" in {**explicit_label(arguments.config), **flags_given}
+    config = read_settings(arguments, base)
+    if flags_given and not (teacher or config.filter.by_teacher or config.filter.audit):
+        raise ConfigError(
+            f"{flag_of('label.' + next(iter(flags_given)))} has no effect without a teacher; add --teacher"
+        )
     with Bars(quiet=arguments.quiet) as bars:
         _, files = mine_files(
             Sources(arguments.corpus, arguments.queries, arguments.qrels),
-            read_settings(arguments, base),
+            config,
             read_labelled(arguments, labelled),
             formats=arguments.format or ["negminer"],
             output=arguments.output,
             work=arguments.work,
-            teacher=base is not None or "model" in given_settings(arguments, "label"),
+            teacher=teacher,
             report=bars,
         )
     for path in files:

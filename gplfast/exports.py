@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,13 @@ from gplfast.labelled_settings import LabelledConfig
 from gplfast.mining.sources import used_retrievers
 from gplfast.pipeline import Pipeline, as_config
 from gplfast.report import BM25
+from gplfast.settings_file import read_settings_file
 from gplfast.stages import candidates
 from gplfast.steps import export_gpl, scored_margins
 from gplfast.store.mined import Mined
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from gplfast.artifacts import Report
     from gplfast.config import RunConfig
@@ -54,7 +56,7 @@ def mine_files(
     report: Report | None = None,
 ) -> tuple[Mined, list[Path]]:
     """What `mine_labelled` does; returns what was kept and the files."""
-    _check_mining(config, labelled, formats if output is not None else (), teacher=teacher)
+    _check_mining(sources, config, labelled, formats if output is not None else (), teacher=teacher)
     with ExitStack() as stack:
         if work is None and output is not None:
             work = Path(output) / "work"
@@ -75,12 +77,39 @@ def mine_files(
         return kept, write(formats, output, given)
 
 
-def _check_mining(config: RunConfig, labelled: LabelledConfig, formats: Sequence[str], *, teacher: bool) -> None:
+def explicit_label(config: RunConfig | Mapping[str, Any] | str | Path | None) -> Mapping[str, Any]:
+    """The settings of [label] that a mapping or a file names; a `RunConfig` does not say which were named.
+
+    Raises:
+        ConfigError: The file cannot be read, or names one that labelled mining does not read.
+    """
+    values = read_settings_file(Path(config)) if isinstance(config, (str, Path)) else config
+    named = values.get("label") if isinstance(values, Mapping) else None
+    if not isinstance(named, Mapping):
+        return {}
+    if "max_seq_length" in named:
+        raise ConfigError("[label] max_seq_length has no effect on labelled queries; leave it out, give teacher_tokens")
+    return named
+
+
+def _check_mining(
+    sources: Sources, config: RunConfig, labelled: LabelledConfig, formats: Sequence[str], *, teacher: bool
+) -> None:
     """Refuse before any work what cannot be written, and settings that would have no effect."""
     encoder = any(name != BM25 for name in used_retrievers(config.mine).values())
     check(formats, cosines=encoder, scores=encoder or teacher)
     if labelled.dup_threshold < 1.0 and not encoder:
         raise ConfigError("duplicates by cosine need an encoder among the retrievers; add one, or set no dup_threshold")
+    for name in () if teacher else ("pos_neg_threshold", "pos_threshold"):
+        if getattr(labelled, name) is not None:
+            raise ConfigError(f"{name} compares scores of a teacher but none is asked; give a teacher, or leave it out")
+    if config.label.more_models:
+        raise ConfigError("[label] more_models has no effect on labelled queries: one teacher scores; leave it out")
+    if labelled.split != LabelledConfig().split and sources.qrels is not None and Path(sources.qrels).is_file():
+        raise ConfigError(
+            f"split is {labelled.split!r} but {sources.qrels} is a file, which is read whole; leave split out, or give "
+            "the folder that has qrels/"
+        )
 
 
 def mine_labelled(
@@ -108,7 +137,8 @@ def mine_labelled(
         queries: A file or BEIR folder of queries; by default the corpus' folder.
         qrels: A file of judgements, or a folder with qrels/<split>.tsv; by default beside the queries.
         encoder: Bi-encoders (directory, hub name, nano:student) or "bm25", one or several; by default the preset's.
-        teacher: Cross-encoder that scores every candidate; by default none does.
+        teacher: Cross-encoder that scores every candidate; by default the one that a mapping or file `config` names
+            ([label] model), else none does.
         output: Folder for the files; by default none are written.
         formats: Names of `gplfast.interop.formats.FORMATS`.
         work: Directory of embeddings, scores and artifacts. By default "work" in `output`, or without that a temporary
@@ -124,16 +154,16 @@ def mine_labelled(
     Raises:
         GplfastError: One of its children; the message says what to do.
     """
-    settings = as_config(config, preset)
+    settings, named = as_config(config, preset), explicit_label(config)
     if encoder is not None:
         names = (encoder,) if isinstance(encoder, str) else tuple(encoder)
         settings = dataclasses.replace(settings, mine=dataclasses.replace(settings.mine, retrievers=names))
     if teacher is not None:
         settings = dataclasses.replace(settings, label=dataclasses.replace(settings.label, model=teacher))
     given = labelled if isinstance(labelled, LabelledConfig) else _settings(labelled or {})
-    sources = Sources(corpus, queries, qrels)
+    sources, asked = Sources(corpus, queries, qrels), teacher is not None or "model" in named
     return mine_files(
-        sources, settings, given, formats=formats, output=output, work=work, teacher=teacher is not None, report=report
+        sources, settings, given, formats=formats, output=output, work=work, teacher=asked, report=report
     )[0]
 
 

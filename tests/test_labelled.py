@@ -330,6 +330,41 @@ def test_what_mine_refuses(tmp_path, capsys, monkeypatch, arguments, message):
     assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 
+IDLE = {
+    "pos_neg_threshold compares scores of a teacher": ["--pos-neg-threshold", "0.05"],
+    "pos_threshold compares scores of a teacher": ["--pos-threshold", "2"],
+    "--label-activation has no effect without a teacher": ["--label-activation", "sigmoid"],
+    "split is 'test' but": ["--split", "test"],
+    "[label] more_models has no effect": ["--config", "more.toml"],
+    "[label] max_seq_length has no effect": ["--config", "length.toml"],
+}
+
+
+@pytest.mark.parametrize("message", IDLE)
+def test_settings_that_labelled_mining_does_not_read_are_refused(part, tmp_path, capsys, monkeypatch, message):
+    monkeypatch.chdir(tmp_path)
+    Path("more.toml").write_text('[label]\nmore_models = ["other"]\n')
+    Path("length.toml").write_text("[label]\nmax_seq_length = 9\n")
+    given = ["--corpus", part, "--qrels", part / "qrels" / "train.tsv", "--output", "o", "--encoder", "nano:student"]
+    status, _, err = run_cli(capsys, "mine", *given, *IDLE[message])
+    assert status == 2
+    assert message in err
+    assert not Path("o").exists()
+
+
+def test_the_teacher_of_a_file_is_asked(part, tmp_path, monkeypatch, capsys):
+    (tmp_path / "c.toml").write_text('[label]\nmodel = "nano:teacher"\nactivation = "sigmoid"\n')
+    asked = []
+    monkeypatch.setattr("gplfast.exports.mine_files", lambda *_, teacher, **__: asked.append(teacher) or (None, []))
+    given = ["--corpus", part, "--qrels", part, "--output", tmp_path / "o"]
+    assert run_cli(capsys, "mine", *given, "--config", tmp_path / "c.toml")[0] == 0
+    gplfast.mine_labelled(part, config=tmp_path / "c.toml")
+    gplfast.mine_labelled(part, config={"label": {"model": "nano:teacher"}})
+    assert run_cli(capsys, "mine", *given)[0] == 0
+    gplfast.mine_labelled(part, config={"label": {"activation": "sigmoid"}})
+    assert asked == [True, True, True, False, False]
+
+
 def test_nothing_relevant_is_an_error(part, tmp_path):
     (tmp_path / "q.tsv").write_text("query-id\tcorpus-id\tscore\nmq_NINDS_0000001_Sec1\tNINDS_0000001_Sec1\t0\n")
     with pytest.raises(DataError, match=r"q\.tsv: no query has a positive"):
