@@ -62,6 +62,7 @@ class Example(NamedTuple):
         negatives: In rank order.
         id: "" where the file has none.
         matrix: float32 (n, n), cosines of all its passages, positives first, with each other; or None.
+        margin: The teacher's, of the positive over the negative, where a file has no more than that; or None.
     """
 
     query: str
@@ -69,6 +70,7 @@ class Example(NamedTuple):
     negatives: list[Passage]
     id: str = ""
     matrix: NDArray[np.float32] | None = None
+    margin: float | None = None
 
     @property
     def passages(self) -> list[Passage]:
@@ -142,7 +144,7 @@ def collect(found: Iterable[Example]) -> Mined:
     taken over where all candidates have them.
 
     Raises:
-        DataError: There is no example, or one id names two texts.
+        DataError: There is no example, none has a passage, or one id names two texts.
     """
     corpus = ColumnBuilder("examples", "document", ("_id", "title", "text"))
     rows: dict[tuple[str, ...], int] = {}
@@ -167,6 +169,8 @@ def collect(found: Iterable[Example]) -> Mined:
                 own[rows[name]] = passage
     if not lists:
         raise DataError("no examples; the file is empty")
+    if not rows:
+        raise DataError(f"none of {len(lists)} queries has a passage; give at least one positive or negative")
     ids = [key[0] or str(number) for number, key in enumerate(lists)]
     return _mined(Corpus(corpus.finish()), ids, texts, list(lists.values()))
 

@@ -152,12 +152,27 @@ def _sentence_transformers(folder: Path, output: Output, name: str) -> list[Path
     layout = cast("Layout", name.removeprefix(_ST))
     scores = output.kept.scores is not None and (output.scores or layout == "margins")
     kept = _scored(output.kept) if scores else output.kept
-    n = sentence_transformers.write(path, examples(kept), layout, scores=scores, negatives=output.negatives)
-    if layout == "n-tuple":
-        positives, negatives = np.diff(kept.positives.indptr), np.diff(kept.negatives.indptr)
-        if short := int(positives[negatives > 0].sum()) - n:
-            logger.warning("%s: %d pairs left out, whose query has fewer negatives than the tuple", path, short)
+    width = _width(path, kept, output.negatives) if layout == "n-tuple" else output.negatives
+    sentence_transformers.write(path, examples(kept), layout, scores=scores, negatives=width)
     return [path]
+
+
+def _width(path: Path, mined: Mined, wanted: int) -> int:
+    """Negatives of an n-tuple: as many as are wanted, or as at least half the queries have; what is cut is said."""
+    positives, counts = np.diff(mined.positives.indptr), np.diff(mined.negatives.indptr)
+    counts = np.sort(counts[(positives > 0) & (counts > 0)])
+    width = wanted or (int(counts[len(counts) // 2]) if len(counts) else 1)
+    cut, short = int(np.maximum(counts - width, 0).sum()), int((counts < width).sum())
+    if cut or short:
+        logger.warning(
+            "%s: tuples of %d negatives leave out %d negatives of other queries and %d of %d queries, which have fewer",
+            path,
+            width,
+            cut,
+            short,
+            len(counts),
+        )
+    return width
 
 
 def _scored(mined: Mined) -> Mined:

@@ -225,6 +225,10 @@ def test_margins_are_the_rows_of_the_training(tmp_path):
     back = load(tmp_path / "m.parquet")
     assert back[1] == {"anchor": "what is one?", "positive": "Title one\tone", "negative": "four", "label": 18.465141}
     assert np.array(back["label"], np.float32).tobytes() == margins.margins.tobytes()
+    read = list(sentence_transformers.read(tmp_path / "m.parquet"))
+    assert np.array([example.margin for example in read], np.float32).tobytes() == margins.margins.tobytes()
+    sentence_transformers.write(tmp_path / "again.jsonl", read, "margins")
+    assert [row["label"] for row in load(tmp_path / "again.jsonl")] == list(back["label"])
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -277,7 +281,8 @@ def test_a_cross_encoder_trains_a_step_from_labelled_lists(tmp_path, world):
 def test_n_tuples_leave_out_who_has_fewer(tmp_path):
     path = tmp_path / "a.parquet"
     assert sentence_transformers.write(path, examples(mined()), "n-tuple", negatives=1) == 3
-    assert sentence_transformers.write(path, examples(mined()), "n-tuple") == 2  # the first query has two
+    with pytest.raises(ConfigError, match="n-tuple: negatives is 0 but every row has the same columns; give how many"):
+        sentence_transformers.write(path, examples(mined()), "n-tuple")
     with pytest.raises(ConfigError, match="no query has a positive and a negative with 3 negatives; ask for fewer"):
         sentence_transformers.write(path, examples(mined()), "n-tuple", negatives=3)
     with pytest.raises(ConfigError, match="scores of query 'q1' are not known"):
@@ -305,6 +310,21 @@ def test_a_score_that_the_teacher_did_not_give_is_no_cosine(tmp_path):
     assert [line["query_doc_ce"] for line in found_lines] == [[4.5, 3.0, None, -1.0], [None, None]]
     back = list(negminer.read_candidates(tmp_path / "negminer.jsonl", found.corpus))
     assert [passage.score for example in back for passage in example.passages] == [4.5, 3.0, None, -1.0, None, None]
+
+
+@pytest.mark.parametrize(
+    ("counts", "width", "n_rows"), [([9, 2, 3, 5], 5, 2), ([1, 4, 4], 4, 2), ([7, 0, 2, 2], 2, 3), ([1, 6], 6, 1)]
+)
+def test_n_tuples_are_as_wide_as_half_the_queries_reach(tmp_path, caplog, counts, width, n_rows):
+    found = many(counts)
+    (path,) = formats.write(["sentence-transformers-n-tuple"], tmp_path, formats.Output(found, found))
+    rows = load(path)
+    assert len(rows) == n_rows
+    assert len(rows[0]["scores"]) == width + 1
+    some = [count for count in counts if count]
+    cut = sum(max(count - width, 0) for count in some)
+    assert f"tuples of {width} negatives leave out {cut} negatives of other queries and " in caplog.text
+    assert f" {len(some) - n_rows} of {len(some)} queries" in caplog.text
 
 
 def test_flag_embedding_by_hand(tmp_path):
@@ -397,6 +417,9 @@ def test_dpr_by_hand(tmp_path):
         again = collect(dpr.read(tmp_path / name))
         assert again.corpus.table.to_pylist() == found.corpus.table.take([1, 0, 4, 2, 3]).to_pylist()
         assert again.scores.tolist() == found.scores.tolist()
+    item = {"question": "q", "positive_ctxs": [{"title": None, "text": "a"}]}
+    (tmp_path / "null.json").write_text(json.dumps([item]))
+    assert next(dpr.read(tmp_path / "null.json")).positives == [Passage("a", grade=1)]
     dpr.write(tmp_path / "none.json", [])
     assert json.loads((tmp_path / "none.json").read_text()) == []
 
@@ -572,6 +595,8 @@ def test_collecting_keeps_ids_apart():
         collect(same)
     with pytest.raises(DataError, match="no examples"):
         collect([])
+    with pytest.raises(DataError, match="none of 1 queries has a passage; give at least one"):
+        collect([Example("q", [], []), Example("q", [], [])])
     joined = collect(
         [Example("q", [], [Passage("x", teacher=1.0)]), Example("q", [Passage("x", grade=1, teacher=2.0)], [])]
     )
