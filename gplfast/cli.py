@@ -290,12 +290,13 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from gplfast.exports import export
+    from gplfast.exports import as_labelled, export
     from gplfast.pipeline import Pipeline
 
+    given = given_settings(arguments, "label")
+    config, teacher = as_labelled(read_settings(arguments), arguments.work, given), "model" in given
     with Bars(quiet=arguments.quiet) as bars:
-        pipeline = Pipeline(arguments.corpus, arguments.work, read_settings(arguments), report=bars, alone=True)
-        teacher = "model" in given_settings(arguments, "label")
+        pipeline = Pipeline(arguments.corpus, arguments.work, config, report=bars, alone=True)
         for path in export(pipeline, arguments.output, arguments.format or ["gpl"], teacher=teacher):
             print(path)
 

@@ -22,10 +22,11 @@ from gplfast.report import BM25
 from gplfast.settings_file import read_settings_file
 from gplfast.stages import candidates
 from gplfast.steps import export_gpl, scored_margins
+from gplfast.store.manifest import Manifest
 from gplfast.store.mined import Mined
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     from gplfast.artifacts import Report
     from gplfast.config import RunConfig
@@ -167,6 +168,23 @@ def mine_labelled(
     )[0]
 
 
+def as_labelled(config: RunConfig, work: str | Path, given: Container[str] = ()) -> RunConfig:
+    """The settings with the teacher asked as the step label of a work directory asked it, so that its scores are found.
+
+    Args:
+        config: The settings.
+        work: The work directory; where label was not run they stay as they are.
+        given: Names of settings of [label] that stay as they are in any case.
+    """
+    try:
+        made = Manifest.read(Path(work) / "label").config
+    except FileNotFoundError:
+        return config
+    names = ("max_seq_length", "activation", "relevance_label", "nan")
+    found = {name: made[name] for name in names if name not in given}
+    return dataclasses.replace(config, label=dataclasses.replace(config.label, **found))
+
+
 def export(
     pipeline: Pipeline, folder: str | Path, formats: Sequence[str] = ("gpl",), *, teacher: bool = False
 ) -> list[Path]:
@@ -179,7 +197,7 @@ def export(
             and the margins that training uses; "sentence-transformers-margins" these margins. The others hold the
             negatives of all retrievers as one list. "trec" needs the teacher.
         teacher: Score every positive and negative with the model of `label` (pairs that it scored before cost
-            nothing), for formats with scores; "sentence-transformers-margins" then has all pairs.
+            nothing, see `as_labelled`), for formats with scores; "sentence-transformers-margins" then has all pairs.
 
     Returns:
         The files.
@@ -206,6 +224,8 @@ def export(
 def _check_export(pipeline: Pipeline, formats: Sequence[str], *, teacher: bool, margins: bool) -> None:
     """Refuse before any file what cannot be written for generated queries: some formats, or the training's margins."""
     check(formats, cosines=False, scores=teacher)
+    if teacher and pipeline.config.label.more_models:
+        raise ConfigError("[label] more_models has no effect on exported scores, which are one teacher's; leave it out")
     if margins:
         scored_margins(pipeline)
     if formats:

@@ -454,7 +454,7 @@ def run(world, tmp_path_factory):
 
 def test_generated_queries_in_every_format(world, run, tmp_path, capsys):
     names = [name for name in FORMATS if name not in ("negminer", "gpl")]
-    flags = ["--teacher", world.teacher, "--label-max-seq-length", 32, "--threads", 1, "--quiet"]
+    flags = ["--teacher", world.teacher, "--threads", 1, "--quiet"]
     given = ["--corpus", world.corpus, "--work", run, "--output", tmp_path / "a", "--format", *names]
     status, out, err = run_cli(capsys, "export", *given, *flags)
     assert status == 0, err
@@ -492,6 +492,31 @@ def test_an_export_that_cannot_be_writes_nothing(world, run, tmp_path, capsys, c
     status, out, err = run_cli(capsys, "export", *given)
     assert (status, out) == (2, "")
     assert message in err
+    assert not (tmp_path / "a").exists()
+
+
+def test_exported_scores_are_asked_as_label_asked(world, run, tmp_path, monkeypatch, capsys):
+    made = tmp_path / "work" / "label"
+    found = Manifest.read(run / "label")
+    Manifest(found.artifact, config={**found.config, "nan": "drop", "activation": "sigmoid"}).write(made)
+    seen = []
+    monkeypatch.setattr("gplfast.exports.export", lambda pipeline, *_, **__: seen.append(pipeline.config.label) or [])
+    given = ["--corpus", world.corpus, "--output", tmp_path / "a", "--format", "dpr", "--teacher", world.teacher]
+    for more in (["--label-activation", "identity"], []):
+        assert run_cli(capsys, "export", *given, "--work", tmp_path / "work", *more)[0] == 0
+    assert run_cli(capsys, "export", *given, "--work", tmp_path / "none")[0] == 0
+    asked = [(label.max_seq_length, label.activation, label.nan) for label in seen]
+    assert asked == [(32, "identity", "drop"), (32, "sigmoid", "drop"), (256, "identity", "error")]
+    assert {label.model for label in seen} == {str(world.teacher)}
+
+
+def test_an_export_of_several_teachers_is_refused(world, run, tmp_path, capsys):
+    (tmp_path / "c.toml").write_text('[label]\nmore_models = ["other"]\n')
+    given = ["--corpus", world.corpus, "--work", run, "--output", tmp_path / "a", "--format", "dpr", "gpl"]
+    options = ["--teacher", world.teacher, "--config", tmp_path / "c.toml"]
+    status, _, err = run_cli(capsys, "export", *given, *options)
+    assert status == 2
+    assert "[label] more_models has no effect on exported scores" in err
     assert not (tmp_path / "a").exists()
 
 
