@@ -16,7 +16,7 @@ from gplfast.bench import flags
 from gplfast.epilogs import EPILOGS
 from gplfast.errors import ConfigError, GplfastError
 from gplfast.flags import add_labelled, add_settings, flag_of, given_settings, read_labelled, read_settings
-from gplfast.labelled_settings import FORMATS
+from gplfast.labelled_settings import EXPORTED, FORMATS
 from gplfast.preset_settings import PRESETS
 from gplfast.progress import Bars
 
@@ -142,7 +142,8 @@ def _add_pipeline_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_formats(command: argparse.ArgumentParser, default: str) -> None:
     command.add_argument("--output", type=Path, required=default == "gpl", help="folder to write")
-    command.add_argument("--format", nargs="+", metavar="NAME", help=f"{', '.join(FORMATS)} (default {default})")
+    names = ", ".join(EXPORTED if default == "gpl" else FORMATS)
+    command.add_argument("--format", nargs="+", metavar="NAME", help=f"{names} (default {default})")
 
 
 def _add_corpus(
@@ -221,20 +222,27 @@ def _mine(arguments: argparse.Namespace) -> None:
 
 
 def _mine_labelled(arguments: argparse.Namespace, base: Any, labelled: dict[str, Any]) -> None:
-    from gplfast.exports import mine_files
+    from gplfast.exports import explicit_label, mine_files
     from gplfast.labelled import Sources
 
-    if "max_seq_length" in given_settings(arguments, "label"):
+    flags_given = given_settings(arguments, "label")
+    if "max_seq_length" in flags_given:
         raise ConfigError("--label-max-seq-length has no effect on labelled queries; give --teacher-tokens")
+    teacher = base is not None or "model" in {**explicit_label(arguments.config), **flags_given}
+    config = read_settings(arguments, base)
+    if flags_given and not (teacher or config.filter.by_teacher or config.filter.audit):
+        raise ConfigError(
+            f"{flag_of('label.' + next(iter(flags_given)))} has no effect without a teacher; add --teacher"
+        )
     with Bars(quiet=arguments.quiet) as bars:
         _, files = mine_files(
             Sources(arguments.corpus, arguments.queries, arguments.qrels),
-            read_settings(arguments, base),
+            config,
             read_labelled(arguments, labelled),
             formats=arguments.format or ["negminer"],
             output=arguments.output,
             work=arguments.work,
-            teacher=base is not None or "model" in given_settings(arguments, "label"),
+            teacher=teacher,
             report=bars,
         )
     for path in files:
@@ -282,12 +290,13 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from gplfast.exports import export
+    from gplfast.exports import as_labelled, export
     from gplfast.pipeline import Pipeline
 
+    given = given_settings(arguments, "label")
+    config, teacher = as_labelled(read_settings(arguments), arguments.work, given), "model" in given
     with Bars(quiet=arguments.quiet) as bars:
-        pipeline = Pipeline(arguments.corpus, arguments.work, read_settings(arguments), report=bars, alone=True)
-        teacher = "model" in given_settings(arguments, "label")
+        pipeline = Pipeline(arguments.corpus, arguments.work, config, report=bars, alone=True)
         for path in export(pipeline, arguments.output, arguments.format or ["gpl"], teacher=teacher):
             print(path)
 

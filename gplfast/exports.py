@@ -5,22 +5,28 @@ from __future__ import annotations
 import dataclasses
 import logging
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gplfast import preflight
 from gplfast.errors import ConfigError
 from gplfast.interop import negminer, sentence_transformers
 from gplfast.interop.formats import Output, check, write
 from gplfast.labelled import Labelled, Sources, scorer
 from gplfast.labelled_settings import LabelledConfig
+from gplfast.mining.sources import used_retrievers
 from gplfast.pipeline import Pipeline, as_config
+from gplfast.report import BM25
+from gplfast.settings_file import read_settings_file
 from gplfast.stages import candidates
 from gplfast.steps import export_gpl, scored_margins
+from gplfast.store.manifest import Manifest
 from gplfast.store.mined import Mined
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Sequence
 
     from gplfast.artifacts import Report
     from gplfast.config import RunConfig
@@ -51,7 +57,7 @@ def mine_files(
     report: Report | None = None,
 ) -> tuple[Mined, list[Path]]:
     """What `mine_labelled` does; returns what was kept and the files."""
-    check(formats)
+    _check_mining(sources, config, labelled, formats if output is not None else (), teacher=teacher)
     with ExitStack() as stack:
         if work is None and output is not None:
             work = Path(output) / "work"
@@ -67,10 +73,44 @@ def mine_files(
             logger.info("%s: %d", name.replace("_", " "), counts.sum())
         if output is None:
             return kept, []
-        given = Output(
-            mined, kept, dropped, labelled.doc_doc_cos, labelled.scores, labelled.file_type, negatives=labelled.keep
-        )
+        form = (labelled.doc_doc_cos, labelled.scores, labelled.file_type)
+        given = Output(mined, kept, dropped, *form, negatives=labelled.keep, seed=config.seed)
         return kept, write(formats, output, given)
+
+
+def explicit_label(config: RunConfig | Mapping[str, Any] | str | Path | None) -> Mapping[str, Any]:
+    """The settings of [label] that a mapping or a file names; a `RunConfig` does not say which were named.
+
+    Raises:
+        ConfigError: The file cannot be read, or names one that labelled mining does not read.
+    """
+    values = read_settings_file(Path(config)) if isinstance(config, (str, Path)) else config
+    named = values.get("label") if isinstance(values, Mapping) else None
+    if not isinstance(named, Mapping):
+        return {}
+    if "max_seq_length" in named:
+        raise ConfigError("[label] max_seq_length has no effect on labelled queries; leave it out, give teacher_tokens")
+    return named
+
+
+def _check_mining(
+    sources: Sources, config: RunConfig, labelled: LabelledConfig, formats: Sequence[str], *, teacher: bool
+) -> None:
+    """Refuse before any work what cannot be written, and settings that would have no effect."""
+    encoder = any(name != BM25 for name in used_retrievers(config.mine).values())
+    check(formats, cosines=encoder, scores=encoder or teacher)
+    if labelled.dup_threshold < 1.0 and not encoder:
+        raise ConfigError("duplicates by cosine need an encoder among the retrievers; add one, or set no dup_threshold")
+    for name in () if teacher else ("pos_neg_threshold", "pos_threshold"):
+        if getattr(labelled, name) is not None:
+            raise ConfigError(f"{name} compares scores of a teacher but none is asked; give a teacher, or leave it out")
+    if config.label.more_models:
+        raise ConfigError("[label] more_models has no effect on labelled queries: one teacher scores; leave it out")
+    if labelled.split != LabelledConfig().split and sources.qrels is not None and Path(sources.qrels).is_file():
+        raise ConfigError(
+            f"split is {labelled.split!r} but {sources.qrels} is a file, which is read whole; leave split out, or give "
+            "the folder that has qrels/"
+        )
 
 
 def mine_labelled(
@@ -98,7 +138,8 @@ def mine_labelled(
         queries: A file or BEIR folder of queries; by default the corpus' folder.
         qrels: A file of judgements, or a folder with qrels/<split>.tsv; by default beside the queries.
         encoder: Bi-encoders (directory, hub name, nano:student) or "bm25", one or several; by default the preset's.
-        teacher: Cross-encoder that scores every candidate; by default none does.
+        teacher: Cross-encoder that scores every candidate; by default the one that a mapping or file `config` names
+            ([label] model), else none does.
         output: Folder for the files; by default none are written.
         formats: Names of `gplfast.interop.formats.FORMATS`.
         work: Directory of embeddings, scores and artifacts. By default "work" in `output`, or without that a temporary
@@ -114,17 +155,34 @@ def mine_labelled(
     Raises:
         GplfastError: One of its children; the message says what to do.
     """
-    settings = as_config(config, preset)
+    settings, named = as_config(config, preset), explicit_label(config)
     if encoder is not None:
         names = (encoder,) if isinstance(encoder, str) else tuple(encoder)
         settings = dataclasses.replace(settings, mine=dataclasses.replace(settings.mine, retrievers=names))
     if teacher is not None:
         settings = dataclasses.replace(settings, label=dataclasses.replace(settings.label, model=teacher))
     given = labelled if isinstance(labelled, LabelledConfig) else _settings(labelled or {})
-    sources = Sources(corpus, queries, qrels)
+    sources, asked = Sources(corpus, queries, qrels), teacher is not None or "model" in named
     return mine_files(
-        sources, settings, given, formats=formats, output=output, work=work, teacher=teacher is not None, report=report
+        sources, settings, given, formats=formats, output=output, work=work, teacher=asked, report=report
     )[0]
+
+
+def as_labelled(config: RunConfig, work: str | Path, given: Container[str] = ()) -> RunConfig:
+    """The settings with the teacher asked as the step label of a work directory asked it, so that its scores are found.
+
+    Args:
+        config: The settings.
+        work: The work directory; where label was not run they stay as they are.
+        given: Names of settings of [label] that stay as they are in any case.
+    """
+    try:
+        made = Manifest.read(Path(work) / "label").config
+    except FileNotFoundError:
+        return config
+    names = ("max_seq_length", "activation", "relevance_label", "nan")
+    found = {name: made[name] for name in names if name not in given}
+    return dataclasses.replace(config, label=dataclasses.replace(config.label, **found))
 
 
 def export(
@@ -135,11 +193,11 @@ def export(
     Args:
         pipeline: Over what is in the work directory (`alone`).
         folder: Created when missing.
-        formats: Names of `gplfast.labelled_settings.FORMATS`. "gpl" holds what each step made, its lists by retriever
+        formats: Names of `gplfast.labelled_settings.EXPORTED`. "gpl" holds what each step made, its lists by retriever
             and the margins that training uses; "sentence-transformers-margins" these margins. The others hold the
-            negatives of all retrievers as one list.
+            negatives of all retrievers as one list. "trec" needs the teacher.
         teacher: Score every positive and negative with the model of `label` (pairs that it scored before cost
-            nothing), for formats with scores; "sentence-transformers-margins" then has all pairs.
+            nothing, see `as_labelled`), for formats with scores; "sentence-transformers-margins" then has all pairs.
 
     Returns:
         The files.
@@ -147,11 +205,13 @@ def export(
     Raises:
         GplfastError: One of its children; the message says what to do.
     """
-    check(formats)
-    files = export_gpl(pipeline, folder) if "gpl" in formats else []
     others = [name for name in formats if name != "gpl"]
-    if not teacher and _MARGINS in others:
+    margins = not teacher and _MARGINS in others
+    if margins:
         others.remove(_MARGINS)
+    _check_export(pipeline, others, teacher=teacher, margins=margins)
+    files = export_gpl(pipeline, folder) if "gpl" in formats else []
+    if margins:
         files += _export_margins(pipeline, Path(folder))
     if not others:
         return files
@@ -159,6 +219,19 @@ def export(
         return files + write(others, folder, _output(_generated(pipeline)))
     with pipeline.work:  # scores are kept
         return files + write(others, folder, _output(_generated(pipeline, scorer(pipeline))))
+
+
+def _check_export(pipeline: Pipeline, formats: Sequence[str], *, teacher: bool, margins: bool) -> None:
+    """Refuse before any file what cannot be written for generated queries: some formats, or the training's margins."""
+    check(formats, cosines=False, scores=teacher)
+    if teacher and pipeline.config.label.more_models:
+        raise ConfigError("[label] more_models has no effect on exported scores, which are one teacher's; leave it out")
+    if margins:
+        scored_margins(pipeline)
+    if formats:
+        pipeline.negatives()
+    if teacher:
+        preflight.teacher(pipeline.model(pipeline.config.label.model).path, pipeline.config.label)
 
 
 def _export_margins(pipeline: Pipeline, folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Any
 from gplfast import config as settings
 from gplfast.errors import ConfigError
 from gplfast.labelled_settings import LabelledConfig
+from gplfast.loss_settings import MARGIN_MSE, MNRL, ignored
 from gplfast.positive_settings import read_by
 from gplfast.settings import coerce, field_types, value_type
 
@@ -188,6 +189,25 @@ def _refuse_unused(arguments: argparse.Namespace, given: Iterable[str], config: 
         of_both = section == "train" and name in settings.OF_THE_STUDENT
         if section in unused and not of_both:
             raise ConfigError(f"{flag_of(target)} has no effect: {unused[section]}")
+    _refuse_other_losses(arguments, given, config)
+
+
+def _refuse_other_losses(arguments: argparse.Namespace, given: Iterable[str], config: settings.RunConfig) -> None:
+    """A flag that no trained student's loss reads; a file may hold the settings of several."""
+    losses = {}
+    if {"gpl", "rgpl"} & set(config.students):
+        losses["train"] = config.train.chosen_loss(MARGIN_MSE)
+    if "genq" in config.students:
+        losses["genq"] = config.genq.chosen_loss(MNRL)
+    for target in given:
+        section, _, name = target.rpartition(".")
+        # `gplfast train --steps` means the student that is trained: [train] then holds for GenQ too.
+        read = {
+            part: losses[part] for part in losses if part == section or (section, arguments.name) == ("train", "train")
+        }
+        if read and all(name in ignored(loss, part) for part, loss in read.items()):
+            found = " and ".join(f"{loss} of [{part}]" for part, loss in read.items())
+            raise ConfigError(f"{flag_of(target)} has no effect: not read by the loss {found}; see docs/losses.md")
 
 
 def given_settings(arguments: argparse.Namespace, section: str) -> Mapping[str, Any]:

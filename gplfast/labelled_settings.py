@@ -22,6 +22,8 @@ FORMATS = (
     "dpr",
     "trec",
 )
+# Of these, what `gplfast export` writes: negminer's lines have cosines, which a work directory does not keep by pair.
+EXPORTED = tuple(name for name in FORMATS if name != "negminer")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,7 +57,10 @@ class LossConfig(Checked):
         added=True,
     )
     in_batch_hard: int = setting(
-        0, "of the batch's other passages only this many nearest are negatives (0: all; 2 is best)", low=0, added=True
+        0,
+        "of the other rows' positives only this many nearest are negatives (0: all passages; 2 is best)",
+        low=0,
+        added=True,
     )
     mini_batch_size: int = setting(
         32, "texts that a cached loss encodes at a time; the batch may be far larger", low=1, output=False
@@ -111,6 +114,12 @@ class LossConfig(Checked):
 def unread(loss: str) -> list[str]:
     """The settings of other losses, which this one does not read."""
     return ["negatives_per_row", *(name for name in _OF_A_LOSS if name not in READS[loss])]
+
+
+def ignored(loss: str, section: str) -> list[str]:
+    """The settings that change nothing where a section, "train" or "genq", is trained with this loss."""
+    alone = [name for name in unread(loss) if name != "negatives_per_row" or section == "genq"]
+    return alone if loss in GUIDED else [*alone, "guide"]
 
 
 def check_loss(config: LossConfig, section: str) -> None:

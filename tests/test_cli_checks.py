@@ -197,6 +197,49 @@ def test_a_flag_without_effect_is_refused(arguments, message):
         read_settings(cli.parser().parse_args(["run", "--corpus", "c", "--work", "w", *arguments]))
 
 
+OF_OTHER_LOSSES = [
+    (["--in-batch-hard", "2"], "--train-in-batch-hard has no effect: not read by the loss margin-mse of [train]; see"),
+    (["--guide", "g"], "--train-guide has no effect: not read by the loss margin-mse of [train]"),
+    (["--loss", "kl", "--label-mean", "0.1"], "--train-label-mean has no effect: not read by the loss kl of [train]"),
+    (
+        ["--students", "genq", "--genq-negatives-per-row", "4"],
+        "--genq-negatives-per-row has no effect: not read by the loss mnrl of [genq]",
+    ),
+    (
+        ["--students", "genq", "--negatives-per-row", "4"],
+        "--train-negatives-per-row has no effect: not read by the loss mnrl of [genq]",
+    ),
+    (
+        ["--students", "gpl", "genq", "--loss-margin", "2"],
+        "--train-loss-margin has no effect: not read by the loss margin-mse of [train] and mnrl of [genq]",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), OF_OTHER_LOSSES)
+def test_a_flag_of_another_loss_is_refused(arguments, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read_settings(cli.parser().parse_args(["train", "--corpus", "c", "--work", "w", *arguments]))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--negatives-per-row", "4"],
+        ["--loss", "mnrl", "--in-batch-hard", "2"],
+        ["--loss", "cached-gist", "--guide", "g", "--mini-batch-size", "8"],
+        ["--students", "genq", "--temperature", "0.1"],
+        ["--students", "gpl", "genq", "--temperature", "0.1", "--negatives-per-row", "4"],
+        ["--students", "rgpl", "genq", "--genq-in-batch-hard", "2"],
+    ],
+)
+def test_a_flag_that_a_loss_reads_is_taken(tmp_path, arguments):
+    """A file may hold what the loss does not read."""
+    (tmp_path / "c.toml").write_text("[train]\nloss_margin = 2.0\n[genq]\nnegatives_per_row = 1\nsearch_top = 9\n")
+    given = ["--corpus", "c", "--work", "w", "--config", str(tmp_path / "c.toml")]
+    assert read_settings(cli.parser().parse_args(["train", *given, *arguments])).train.loss_margin == 2.0
+
+
 def test_the_students_of_the_file_decide_what_flags_mean(tmp_path):
     (tmp_path / "c.toml").write_text('students = ["genq"]\n')
     given = ["--corpus", "c", "--work", "w", "--config", str(tmp_path / "c.toml")]

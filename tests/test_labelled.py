@@ -330,6 +330,41 @@ def test_what_mine_refuses(tmp_path, capsys, monkeypatch, arguments, message):
     assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 
+IDLE = {
+    "pos_neg_threshold compares scores of a teacher": ["--pos-neg-threshold", "0.05"],
+    "pos_threshold compares scores of a teacher": ["--pos-threshold", "2"],
+    "--label-activation has no effect without a teacher": ["--label-activation", "sigmoid"],
+    "split is 'test' but": ["--split", "test"],
+    "[label] more_models has no effect": ["--config", "more.toml"],
+    "[label] max_seq_length has no effect": ["--config", "length.toml"],
+}
+
+
+@pytest.mark.parametrize("message", IDLE)
+def test_settings_that_labelled_mining_does_not_read_are_refused(part, tmp_path, capsys, monkeypatch, message):
+    monkeypatch.chdir(tmp_path)
+    Path("more.toml").write_text('[label]\nmore_models = ["other"]\n')
+    Path("length.toml").write_text("[label]\nmax_seq_length = 9\n")
+    given = ["--corpus", part, "--qrels", part / "qrels" / "train.tsv", "--output", "o", "--encoder", "nano:student"]
+    status, _, err = run_cli(capsys, "mine", *given, *IDLE[message])
+    assert status == 2
+    assert message in err
+    assert not Path("o").exists()
+
+
+def test_the_teacher_of_a_file_is_asked(part, tmp_path, monkeypatch, capsys):
+    (tmp_path / "c.toml").write_text('[label]\nmodel = "nano:teacher"\nactivation = "sigmoid"\n')
+    asked = []
+    monkeypatch.setattr("gplfast.exports.mine_files", lambda *_, teacher, **__: asked.append(teacher) or (None, []))
+    given = ["--corpus", part, "--qrels", part, "--output", tmp_path / "o"]
+    assert run_cli(capsys, "mine", *given, "--config", tmp_path / "c.toml")[0] == 0
+    gplfast.mine_labelled(part, config=tmp_path / "c.toml")
+    gplfast.mine_labelled(part, config={"label": {"model": "nano:teacher"}})
+    assert run_cli(capsys, "mine", *given)[0] == 0
+    gplfast.mine_labelled(part, config={"label": {"activation": "sigmoid"}})
+    assert asked == [True, True, True, False, False]
+
+
 def test_nothing_relevant_is_an_error(part, tmp_path):
     (tmp_path / "q.tsv").write_text("query-id\tcorpus-id\tscore\nmq_NINDS_0000001_Sec1\tNINDS_0000001_Sec1\t0\n")
     with pytest.raises(DataError, match=r"q\.tsv: no query has a positive"):
@@ -392,10 +427,20 @@ def test_bm25_alone_has_no_cosines(part, tmp_path):
     )
     assert found.scores is None
     assert list(lines_of(tmp_path / "flag-embedding.jsonl")[0]) == ["query", "pos", "neg"]
-    with pytest.raises(ConfigError, match="negminer's lines need cosines"):
-        gplfast.mine_labelled(part, part, encoder="bm25", output=tmp_path, work=tmp_path / "w")
+
+
+def test_what_formats_need_is_said_before_any_work(part, tmp_path):
+    given = {"encoder": "bm25", "output": tmp_path / "o", "work": tmp_path / "w"}
+    for name, message in (
+        ("negminer", "negminer's lines need cosines"),
+        ("trec", "a TREC run needs scores"),
+        ("sentence-transformers-margins", "margins need scores"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            gplfast.mine_labelled(part, part, **given, formats=["tevatron", name])
     with pytest.raises(ConfigError, match="duplicates by cosine need an encoder"):
-        gplfast.mine_labelled(part, part, encoder="bm25", work=tmp_path / "w", labelled={"dup_threshold": 0.9})
+        gplfast.mine_labelled(part, part, **given, formats=["tevatron"], labelled={"dup_threshold": 0.9})
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 
 @pytest.fixture(scope="module")
@@ -409,7 +454,7 @@ def run(world, tmp_path_factory):
 
 def test_generated_queries_in_every_format(world, run, tmp_path, capsys):
     names = [name for name in FORMATS if name not in ("negminer", "gpl")]
-    flags = ["--teacher", world.teacher, "--label-max-seq-length", 32, "--threads", 1, "--quiet"]
+    flags = ["--teacher", world.teacher, "--threads", 1, "--quiet"]
     given = ["--corpus", world.corpus, "--work", run, "--output", tmp_path / "a", "--format", *names]
     status, out, err = run_cli(capsys, "export", *given, *flags)
     assert status == 0, err
@@ -422,6 +467,7 @@ def test_generated_queries_in_every_format(world, run, tmp_path, capsys):
         union = {ids[row] for ranked in negatives.lists.values() for row in ranked[query]}
         assert set(lines[name]["negative_document_ids"]) == union
         assert len(lines[name]["negative_document_ids"]) == len(union)
+    n_compared = 0
     scored = {line["query"]: line for line in lines_of(tmp_path / "a" / "flag-embedding.jsonl")}
     for query, positive, negative, margin in zip(
         margins.queries, margins.positives, margins.negatives, margins.margins, strict=True
@@ -430,10 +476,48 @@ def test_generated_queries_in_every_format(world, run, tmp_path, capsys):
         if line["pos"] == [pipeline.corpus.text(positive)]:  # of queries with the same text the last one is there
             at = line["neg"].index(pipeline.corpus.text(negative))
             assert line["pos_scores"][0] - line["neg_scores"][at] == pytest.approx(margin, abs=1e-5)
+            n_compared += 1
+    assert n_compared > 0
     assert len(out.split()) == len(names) + 2
-    status, _, err = run_cli(capsys, "export", *given[: -len(names)], "trec")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [("trec", "a TREC run needs scores"), ("negminer", "negminer's lines need cosines")],
+    ids=lambda case: case[0],
+)
+def test_an_export_that_cannot_be_writes_nothing(world, run, tmp_path, capsys, case):
+    name, message = case
+    given = ["--corpus", world.corpus, "--work", run, "--output", tmp_path / "a", "--format", "gpl", "tevatron", name]
+    status, out, err = run_cli(capsys, "export", *given)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert not (tmp_path / "a").exists()
+
+
+def test_exported_scores_are_asked_as_label_asked(world, run, tmp_path, monkeypatch, capsys):
+    made = tmp_path / "work" / "label"
+    found = Manifest.read(run / "label")
+    Manifest(found.artifact, config={**found.config, "nan": "drop", "activation": "sigmoid"}).write(made)
+    seen = []
+    monkeypatch.setattr("gplfast.exports.export", lambda pipeline, *_, **__: seen.append(pipeline.config.label) or [])
+    given = ["--corpus", world.corpus, "--output", tmp_path / "a", "--format", "dpr", "--teacher", world.teacher]
+    for more in (["--label-activation", "identity"], []):
+        assert run_cli(capsys, "export", *given, "--work", tmp_path / "work", *more)[0] == 0
+    assert run_cli(capsys, "export", *given, "--work", tmp_path / "none")[0] == 0
+    asked = [(label.max_seq_length, label.activation, label.nan) for label in seen]
+    assert asked == [(32, "identity", "drop"), (32, "sigmoid", "drop"), (256, "identity", "error")]
+    assert {label.model for label in seen} == {str(world.teacher)}
+
+
+def test_an_export_of_several_teachers_is_refused(world, run, tmp_path, capsys):
+    (tmp_path / "c.toml").write_text('[label]\nmore_models = ["other"]\n')
+    given = ["--corpus", world.corpus, "--work", run, "--output", tmp_path / "a", "--format", "dpr", "gpl"]
+    options = ["--teacher", world.teacher, "--config", tmp_path / "c.toml"]
+    status, _, err = run_cli(capsys, "export", *given, *options)
     assert status == 2
-    assert "a TREC run needs scores" in err
+    assert "[label] more_models has no effect on exported scores" in err
+    assert not (tmp_path / "a").exists()
 
 
 def test_exported_margins_are_those_of_the_training(world, run, tmp_path, capsys):

@@ -31,6 +31,7 @@ class Passage(NamedTuple):
         grade: Above 0 for a positive.
         cosine: Of query and document; None where it is not known.
         teacher: The cross-encoder's score; None where it is not known.
+        asked: A cross-encoder was asked for all: where it gave no score there is none.
     """
 
     text: str
@@ -39,6 +40,7 @@ class Passage(NamedTuple):
     grade: int = 0
     cosine: float | None = None
     teacher: float | None = None
+    asked: bool = False
 
     @property
     def full(self) -> str:
@@ -47,8 +49,8 @@ class Passage(NamedTuple):
 
     @property
     def score(self) -> float | None:
-        """The teacher's where there is one, else the cosine."""
-        return self.cosine if self.teacher is None else self.teacher
+        """The teacher's where it was asked or is known, else the cosine: scores of one source are on one scale."""
+        return self.teacher if self.asked or self.teacher is not None else self.cosine
 
 
 class Example(NamedTuple):
@@ -60,6 +62,7 @@ class Example(NamedTuple):
         negatives: In rank order.
         id: "" where the file has none.
         matrix: float32 (n, n), cosines of all its passages, positives first, with each other; or None.
+        margin: The teacher's, of the positive over the negative, where a file has no more than that; or None.
     """
 
     query: str
@@ -67,6 +70,7 @@ class Example(NamedTuple):
     negatives: list[Passage]
     id: str = ""
     matrix: NDArray[np.float32] | None = None
+    margin: float | None = None
 
     @property
     def passages(self) -> list[Passage]:
@@ -97,7 +101,7 @@ def _batch(mined: Mined, start: int, stop: int, *, matrix: bool, empty: bool) ->
     table = mined.corpus.table.take(rows).to_pylist()
     values = [_values(column, begin, end) for column in (mined.cosine, mined.teacher)]
     passages = [
-        Passage(item["text"], item["title"], item["_id"], grade, cosine, teacher)
+        Passage(item["text"], item["title"], item["_id"], grade, cosine, teacher, mined.teacher is not None)
         for item, grade, cosine, teacher in zip(
             (table[i] for i in at), mined.grades[begin:end].tolist(), *values, strict=True
         )
@@ -140,7 +144,7 @@ def collect(found: Iterable[Example]) -> Mined:
     taken over where all candidates have them.
 
     Raises:
-        DataError: There is no example, or one id names two texts.
+        DataError: There is no example, none has a passage, or one id names two texts.
     """
     corpus = ColumnBuilder("examples", "document", ("_id", "title", "text"))
     rows: dict[tuple[str, ...], int] = {}
@@ -165,6 +169,8 @@ def collect(found: Iterable[Example]) -> Mined:
                 own[rows[name]] = passage
     if not lists:
         raise DataError("no examples; the file is empty")
+    if not rows:
+        raise DataError(f"none of {len(lists)} queries has a passage; give at least one positive or negative")
     ids = [key[0] or str(number) for number, key in enumerate(lists)]
     return _mined(Corpus(corpus.finish()), ids, texts, list(lists.values()))
 

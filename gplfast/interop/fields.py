@@ -33,12 +33,13 @@ class Record:
         return self.values.get(name) is not None
 
     def text(self, name: str, default: str | None = None) -> str:
-        """A string.
+        """A string; null is as good as missing where there is a default.
 
         Raises:
             DataError: It is missing and there is no default, or something else.
         """
-        value = self.values.get(name, default)
+        value = self.values.get(name)
+        value = default if value is None else value
         if not isinstance(value, str):
             raise self._error(name, value, "a string")
         return value

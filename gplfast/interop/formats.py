@@ -13,6 +13,7 @@ from gplfast.errors import ConfigError
 from gplfast.interop import dpr, flag_embedding, gpl, negminer, sentence_transformers, tevatron, trec
 from gplfast.interop.examples import examples
 from gplfast.labelled_settings import FORMATS
+from gplfast.mining.sampling import permutation
 from gplfast.store.corpus import Queries
 from gplfast.store.negatives import Negatives, RankedLists
 
@@ -39,7 +40,8 @@ class Output:
         doc_doc_cos: negminer's lines have the square matrix.
         scores: Datasets of sentence-transformers have scores where they are known.
         file_type: Of these, "parquet" or "jsonl".
-        negatives: Per query; what an n-tuple has. 0: as many as the first query.
+        negatives: Per query; what an n-tuple has. 0: as many as half the queries have.
+        seed: Of the order of GPL's training data.
     """
 
     candidates: Mined
@@ -49,6 +51,7 @@ class Output:
     scores: bool = True
     file_type: str = "parquet"
     negatives: int = 0
+    seed: int = 0
 
 
 def write(names: Sequence[str], folder: str | Path, output: Output) -> list[Path]:
@@ -68,15 +71,25 @@ def write(names: Sequence[str], folder: str | Path, output: Output) -> list[Path
     return files
 
 
-def check(names: Sequence[str]) -> None:
-    """Refuse unknown names before any work.
+def check(names: Sequence[str], *, cosines: bool = True, scores: bool = True) -> None:
+    """Refuse before any work what `write` would refuse after it.
+
+    Args:
+        names: The formats.
+        cosines: Whether there will be cosines.
+        scores: Whether there will be cosines or scores of a teacher.
 
     Raises:
-        ConfigError: One is unknown.
+        ConfigError: A name is unknown, or a format needs what there will not be.
     """
     for name in names:
         if name not in FORMATS:
             raise ConfigError(f"format is {name!r} but must be one of {', '.join(FORMATS)}")
+        if name == "negminer" and not cosines:
+            raise ConfigError(f"{name}: negminer's lines need cosines; mine judged queries with an encoder")
+        if name in (f"{_ST}margins", "trec") and not scores:
+            what = "a TREC run needs scores" if name == "trec" else "margins need scores"
+            raise ConfigError(f"{name}: {what}; give a teacher, or mine judged queries with an encoder")
 
 
 def _gpl(folder: Path, output: Output, name: str) -> list[Path]:
@@ -100,11 +113,12 @@ def _gpl(folder: Path, output: Output, name: str) -> list[Path]:
     gpl.write_hard_negatives(files[3], gpl.HardNegatives(found, positives), mined.corpus, queries)
     if mined.teacher is not None:
         files.append(folder / gpl.TRAINING_DATA_FILE)
-        gpl.write_training_data(files[-1], _training_data(mined), mined.corpus, queries)
+        gpl.write_training_data(files[-1], _training_data(mined, output.seed), mined.corpus, queries)
     return files
 
 
-def _training_data(mined: Mined) -> gpl.TrainingData:
+def _training_data(mined: Mined, seed: int) -> gpl.TrainingData:
+    """Every pair of a positive and a negative, in an order drawn at random: GPL trains in the order of the file."""
     positives, negatives = mined.positives, mined.negatives
     assert positives.scores is not None
     assert negatives.scores is not None
@@ -115,7 +129,8 @@ def _training_data(mined: Mined) -> gpl.TrainingData:
     at = positives.indptr[owners] + within // np.maximum(n_negatives, 1)
     against = negatives.indptr[owners] + within % np.maximum(n_negatives, 1)
     margins = positives.scores[at] - negatives.scores[against]
-    known = np.isfinite(margins)
+    order = permutation(seed, "gplrows", 0, len(margins))
+    known = order[np.isfinite(margins[order])]
     columns = (owners[known], positives.docs[at][known], negatives.docs[against][known])
     return gpl.TrainingData(*columns, margins[known].astype(np.float32))
 
@@ -135,17 +150,38 @@ def _negminer(folder: Path, output: Output, _: str) -> list[Path]:
 def _sentence_transformers(folder: Path, output: Output, name: str) -> list[Path]:
     path = folder / f"{name}.{output.file_type}"
     layout = cast("Layout", name.removeprefix(_ST))
-    scores = output.scores and output.kept.scores is not None
-    n = sentence_transformers.write(path, examples(output.kept), layout, scores=scores, negatives=output.negatives)
-    if layout == "n-tuple":
-        positives, negatives = np.diff(output.kept.positives.indptr), np.diff(output.kept.negatives.indptr)
-        if short := int(positives[negatives > 0].sum()) - n:
-            logger.warning("%s: %d pairs left out, whose query has fewer negatives than the tuple", path, short)
+    scores = output.kept.scores is not None and (output.scores or layout == "margins")
+    kept = _scored(output.kept) if scores else output.kept
+    width = _width(path, kept, output.negatives) if layout == "n-tuple" else output.negatives
+    sentence_transformers.write(path, examples(kept), layout, scores=scores, negatives=width)
     return [path]
 
 
+def _width(path: Path, mined: Mined, wanted: int) -> int:
+    """Negatives of an n-tuple: as many as are wanted, or as at least half the queries have; what is cut is said."""
+    positives, counts = np.diff(mined.positives.indptr), np.diff(mined.negatives.indptr)
+    counts = np.sort(counts[(positives > 0) & (counts > 0)])
+    width = wanted or (int(counts[len(counts) // 2]) if len(counts) else 1)
+    cut, short = int(np.maximum(counts - width, 0).sum()), int((counts < width).sum())
+    if cut or short:
+        logger.warning(
+            "%s: tuples of %d negatives leave out %d negatives of other queries and %d of %d queries, which have fewer",
+            path,
+            width,
+            cut,
+            short,
+            len(counts),
+        )
+    return width
+
+
+def _scored(mined: Mined) -> Mined:
+    """Without the candidates that the teacher gave no score: what reads scores needs one of each."""
+    return mined if mined.scores is None else mined.only(np.isfinite(mined.scores))
+
+
 def _flag_embedding(folder: Path, output: Output, _: str) -> list[Path]:
-    flag_embedding.write(folder / flag_embedding.FILE, examples(output.kept))
+    flag_embedding.write(folder / flag_embedding.FILE, examples(_scored(output.kept)))
     return [folder / flag_embedding.FILE]
 
 

@@ -121,8 +121,8 @@ def _too_close(mined: Mined, rule: Rule) -> NDArray[np.bool_]:
         return np.zeros(len(mined.docs), bool)
     lowest = np.full(len(mined), np.inf, np.float64)
     positive = mined.grades > 0
-    np.minimum.at(lowest, mined.owners[positive], mined.teacher[positive].astype(np.float64))
     with np.errstate(invalid="ignore"):
+        np.minimum.at(lowest, mined.owners[positive], mined.teacher[positive].astype(np.float64))
         # A NaN of the teacher is no reason to keep: only what is surely below passes.
         return ~(lowest[mined.owners] - mined.teacher > rule.pos_neg_threshold)
 
@@ -148,7 +148,7 @@ def write_candidates(path: str | Path, examples: Iterable[Example]) -> int:
                 "doc_scores": [float(passage.grade) for passage in passages],
                 "query_doc_cos": cosines,
             }
-            if any(passage.teacher is not None for passage in passages):
+            if any(passage.asked or passage.teacher is not None for passage in passages):
                 values["query_doc_ce"] = [passage.teacher for passage in passages]
             line = json_bytes(values)
             if example.matrix is not None:
@@ -177,7 +177,7 @@ def read_candidates(
         scores = record.numbers("doc_scores", n)
         cosines, teacher = record.numbers("query_doc_cos", n), record.optional_numbers("query_doc_ce", n)
         passages = [
-            Passage(*_document(corpus, doc, record), doc, _grade(score, record), cosine, ce)
+            Passage(*_document(corpus, doc, record), doc, _grade(score, record), cosine, ce, "query_doc_ce" in record)
             for doc, score, cosine, ce in zip(ids, scores, cosines, teacher, strict=True)
         ]
         matrix = None

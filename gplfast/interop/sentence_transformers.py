@@ -50,14 +50,16 @@ def write(
         examples: Queries with positives and negatives; others are left out.
         layout: One of `LAYOUTS`.
         scores: Write scores, the teacher's where there is one, else cosines.
-        negatives: Per query at most; of n-tuples exactly so many, as every row has the same columns. 0: all of them;
-            n-tuples then have as many as the first query.
+        negatives: Per query at most, 0: all of them; of n-tuples exactly so many, as every row has the same columns.
 
     Raises:
-        ConfigError: Scores are asked for and not known, no row came out, or the file's ending is another.
+        ConfigError: Scores are asked for and not known, an n-tuple has no number of negatives, no row came out, or the
+            file's ending is another.
     """
     if layout not in LAYOUTS:
         raise ConfigError(f"layout is {layout!r} but must be one of {', '.join(LAYOUTS)}")
+    if layout == "n-tuple" and negatives < 1:
+        raise ConfigError(f"n-tuple: negatives is {negatives} but every row has the same columns; give how many")
     rows = _rows(examples, layout, scores=scores or layout == "margins", negatives=negatives)
     return _write(path, _not_empty(rows, layout, negatives))
 
@@ -92,7 +94,8 @@ def write_margins(path: str | Path, corpus: Corpus, queries: Sequence[str], marg
 def read(path: str | Path) -> Iterator[Example]:
     """Read a file of any of the layouts, row by row; scores become the teacher's.
 
-    Each row is an example of its own; `collect` joins those of one query.
+    Each row is an example of its own; `collect` joins those of one query. The label of the layout "margins" becomes
+    `Example.margin`, which `collect` leaves out: it is no score of a passage.
 
     Raises:
         DataError: Naming file and line (of Parquet: the row).
@@ -111,23 +114,24 @@ def _rows(examples: Iterable[Example], layout: Layout, *, scores: bool, negative
         found = example.negatives[: negatives or None]
         if not (example.positives and found):
             continue
-        if scores and any(passage.score is None for passage in (*example.positives, *found)):
+        margin = example.margin if layout == "margins" else None
+        if scores and margin is None and any(passage.score is None for passage in (*example.positives, *found)):
             raise ConfigError(
                 f"scores of query {example.id or example.query!r} are not known; give a teacher, or scores=False"
             )
-        if layout == "n-tuple":
-            negatives = negatives or len(found)
-            if len(found) < negatives:
-                continue
+        if layout == "n-tuple" and len(found) < negatives:
+            continue
         if layout == "labeled-list":
             yield _list_row(example, found, scores=scores)
         elif layout == "labeled-pair":
             yield from _pair_rows(example, found, scores=scores)
         else:
-            yield from _tuple_rows(example, found, layout, scores=scores)
+            yield from _tuple_rows(example, found, layout, scores=scores, margin=margin)
 
 
-def _tuple_rows(example: Example, found: list[Passage], layout: Layout, *, scores: bool) -> Iterator[Row]:
+def _tuple_rows(
+    example: Example, found: list[Passage], layout: Layout, *, scores: bool, margin: float | None
+) -> Iterator[Row]:
     groups = [found] if layout == "n-tuple" else [[negative] for negative in found]
     for positive in example.positives:
         for group in groups:
@@ -135,7 +139,7 @@ def _tuple_rows(example: Example, found: list[Passage], layout: Layout, *, score
             row: Row = {"anchor": example.query, "positive": positive.full}
             row |= {name: negative.full for name, negative in zip(names, group, strict=True)}
             if layout == "margins":
-                row["label"] = _known(positive) - _known(group[0])
+                row["label"] = _known(positive) - _known(group[0]) if margin is None else margin
             elif scores:
                 row["scores"] = [_known(passage) for passage in (positive, *group)]
             yield row
@@ -229,16 +233,18 @@ def _tuple(record: Record) -> Example:
         Passage(text, grade=int(i == 0), teacher=score)
         for i, (text, score) in enumerate(zip(texts, scores, strict=True))
     ]
-    return Example(record.text("anchor"), passages[:1], passages[1:])
+    margin = _listed(record).numbers("label", 1)[0] if "label" in record else None
+    return Example(record.text("anchor"), passages[:1], passages[1:], margin=margin)
+
+
+def _listed(record: Record) -> Record:
+    """The record with each value a list."""
+    values = {name: value if isinstance(value, list) else [value] for name, value in record.values.items()}
+    return Record(values, record.where, _KIND)
 
 
 def _labelled(record: Record, documents: list[str], labels: str, scores: str) -> Example:
-    n = len(documents)
-    one = Record(
-        {name: value if isinstance(value, list) else [value] for name, value in record.values.items()},
-        record.where,
-        _KIND,
-    )
+    n, one = len(documents), _listed(record)
     if labels not in record:
         # Scores alone do not say which are positive: all are candidates, with their scores.
         teacher = one.numbers(scores, n)

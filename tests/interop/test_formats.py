@@ -225,6 +225,10 @@ def test_margins_are_the_rows_of_the_training(tmp_path):
     back = load(tmp_path / "m.parquet")
     assert back[1] == {"anchor": "what is one?", "positive": "Title one\tone", "negative": "four", "label": 18.465141}
     assert np.array(back["label"], np.float32).tobytes() == margins.margins.tobytes()
+    read = list(sentence_transformers.read(tmp_path / "m.parquet"))
+    assert np.array([example.margin for example in read], np.float32).tobytes() == margins.margins.tobytes()
+    sentence_transformers.write(tmp_path / "again.jsonl", read, "margins")
+    assert [row["label"] for row in load(tmp_path / "again.jsonl")] == list(back["label"])
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -277,13 +281,50 @@ def test_a_cross_encoder_trains_a_step_from_labelled_lists(tmp_path, world):
 def test_n_tuples_leave_out_who_has_fewer(tmp_path):
     path = tmp_path / "a.parquet"
     assert sentence_transformers.write(path, examples(mined()), "n-tuple", negatives=1) == 3
-    assert sentence_transformers.write(path, examples(mined()), "n-tuple") == 2  # the first query has two
+    with pytest.raises(ConfigError, match="n-tuple: negatives is 0 but every row has the same columns; give how many"):
+        sentence_transformers.write(path, examples(mined()), "n-tuple")
     with pytest.raises(ConfigError, match="no query has a positive and a negative with 3 negatives; ask for fewer"):
         sentence_transformers.write(path, examples(mined()), "n-tuple", negatives=3)
     with pytest.raises(ConfigError, match="scores of query 'q1' are not known"):
         sentence_transformers.write(path, examples(mined(teacher=False, cosine=False)), "triplet")
     with pytest.raises(ConfigError, match=r"ends in '.csv' but must end in .parquet or .jsonl"):
         sentence_transformers.write(tmp_path / "a.csv", examples(mined()), "triplet")
+
+
+def test_a_score_that_the_teacher_did_not_give_is_no_cosine(tmp_path):
+    """NaN (`--label-nan drop`): one file has one scale, also where a query has no score at all."""
+    found = mined()
+    found.teacher[[2, 4, 5]] = np.nan  # d4 of q1, all of q2
+    names = [name for name in FORMATS if name not in ("tevatron", "tevatron-legacy", "sentence-transformers-n-tuple")]
+    formats.write(names, tmp_path, formats.Output(found, found))
+    lines = (tmp_path / "trec" / "run.trec").read_text().splitlines()
+    assert [line.split()[2:5] for line in lines] == [["d1", "1", "4.5"], ["d0", "2", "3.0"], ["d2", "3", "-1.0"]]
+    (line,) = [json.loads(line) for line in (tmp_path / "flag-embedding.jsonl").read_text().splitlines()]
+    assert (line["neg"], line["pos_scores"], line["neg_scores"]) == (['two "2"'], [4.5, 3.0], [-1.0])
+    assert load(tmp_path / "sentence-transformers-margins.parquet")["label"] == [5.5, 4.0]
+    assert load(tmp_path / "sentence-transformers-triplet.parquet")["scores"] == [[4.5, -1.0], [3.0, -1.0]]
+    assert load(tmp_path / "sentence-transformers-labeled-pair.parquet")["score"] == [4.5, 3.0, -1.0]
+    contexts = json.loads((tmp_path / "dpr.json").read_text())[0]["hard_negative_ctxs"]
+    assert [context.get("score") for context in contexts] == [None, -1.0]
+    found_lines = [json.loads(line) for line in (tmp_path / "negminer.jsonl").read_text().splitlines()]
+    assert [line["query_doc_ce"] for line in found_lines] == [[4.5, 3.0, None, -1.0], [None, None]]
+    back = list(negminer.read_candidates(tmp_path / "negminer.jsonl", found.corpus))
+    assert [passage.score for example in back for passage in example.passages] == [4.5, 3.0, None, -1.0, None, None]
+
+
+@pytest.mark.parametrize(
+    ("counts", "width", "n_rows"), [([9, 2, 3, 5], 5, 2), ([1, 4, 4], 4, 2), ([7, 0, 2, 2], 2, 3), ([1, 6], 6, 1)]
+)
+def test_n_tuples_are_as_wide_as_half_the_queries_reach(tmp_path, caplog, counts, width, n_rows):
+    found = many(counts)
+    (path,) = formats.write(["sentence-transformers-n-tuple"], tmp_path, formats.Output(found, found))
+    rows = load(path)
+    assert len(rows) == n_rows
+    assert len(rows[0]["scores"]) == width + 1
+    some = [count for count in counts if count]
+    cut = sum(max(count - width, 0) for count in some)
+    assert f"tuples of {width} negatives leave out {cut} negatives of other queries and " in caplog.text
+    assert f" {len(some) - n_rows} of {len(some)} queries" in caplog.text
 
 
 def test_flag_embedding_by_hand(tmp_path):
@@ -376,6 +417,9 @@ def test_dpr_by_hand(tmp_path):
         again = collect(dpr.read(tmp_path / name))
         assert again.corpus.table.to_pylist() == found.corpus.table.take([1, 0, 4, 2, 3]).to_pylist()
         assert again.scores.tolist() == found.scores.tolist()
+    item = {"question": "q", "positive_ctxs": [{"title": None, "text": "a"}]}
+    (tmp_path / "null.json").write_text(json.dumps([item]))
+    assert next(dpr.read(tmp_path / "null.json")).positives == [Passage("a", grade=1)]
     dpr.write(tmp_path / "none.json", [])
     assert json.loads((tmp_path / "none.json").read_text()) == []
 
@@ -432,13 +476,37 @@ def test_gpls_files_from_candidates(tmp_path):
         "gpl/hard-negatives.jsonl",
         "gpl/gpl-training-data.tsv",
     ]
-    assert files[4].read_text().splitlines() == [
-        *("q1\td1\td4\t2.25", "q1\td1\td2\t5.5", "q1\td0\td4\t0.75", "q1\td0\td2\t4.0"),
+    assert sorted(files[4].read_text().splitlines()) == [
+        *("q1\td0\td2\t4.0", "q1\td0\td4\t0.75", "q1\td1\td2\t5.5", "q1\td1\td4\t2.25"),
         "q2\td2\td3\t7.1",
     ]
     hard = gpl.read_hard_negatives(files[3], load_corpus(files[0]), gpl.read_queries(files[1]))
     assert [hard.positives[i].tolist() for i in range(2)] == [[1, 0], [2]]
     assert hard.negatives.lists["mined"][0].tolist() == [4, 2]
+
+
+def many(counts, *, seed=0):
+    """Queries with one positive and so many negatives, scored at random."""
+    draw = np.random.default_rng(seed)
+    corpus = load_corpus([f"text {i}" for i in range(max(counts) + 1)])
+    sizes = np.array(counts) + 1
+    rows = np.concatenate([np.arange(size) for size in sizes])
+    names = [f"q{i}" for i in range(len(counts))]
+    indptr = np.concatenate([[0], np.cumsum(sizes)])
+    scores = draw.standard_normal(len(rows)).astype(np.float32)
+    return Mined(corpus, names, names, indptr, rows, (rows == 0).astype(np.int64), None, scores)
+
+
+def test_gpls_rows_are_mixed(tmp_path):
+    """GPL reads the file in its order, 32 rows a step: by queries a step would see one query only."""
+    found = many([64] * 16)
+    orders = []
+    for seed in (0, 0, 1):
+        path = formats.write(["gpl"], tmp_path, formats.Output(found, found, seed=seed))[4]
+        orders.append([line.split("\t")[0] for line in path.read_text().splitlines()])
+    assert min(len(set(orders[0][start : start + 32])) for start in range(0, 1024, 32)) > 8
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == sorted(name for name in found.ids for _ in range(64))
 
 
 READERS = {
@@ -527,6 +595,8 @@ def test_collecting_keeps_ids_apart():
         collect(same)
     with pytest.raises(DataError, match="no examples"):
         collect([])
+    with pytest.raises(DataError, match="none of 1 queries has a passage; give at least one"):
+        collect([Example("q", [], []), Example("q", [], [])])
     joined = collect(
         [Example("q", [], [Passage("x", teacher=1.0)]), Example("q", [Passage("x", grade=1, teacher=2.0)], [])]
     )
