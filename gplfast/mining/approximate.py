@@ -23,7 +23,7 @@ from gplfast.store.atomic import atomic_path
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gplfast.mining.lists import Int64
+    from gplfast.mining.lists import Int64, Widened
 
 HNSW, IVF = "faiss-hnsw", "faiss-ivf"
 M, EF_CONSTRUCTION, EF_SEARCH = 64, 256, 128
@@ -118,7 +118,7 @@ class Approximate:
             answer.ids[pending], answer.scores[pending] = found.ids, found.scores
         return answer
 
-    def recall(self, queries: Callable[[Int64], Vectors], n_queries: int, k: int, exclude: Lists) -> float:
+    def recall(self, queries: Callable[[Int64], Vectors], n_queries: int, k: int, exclude: Lists | Widened) -> float:
         """The share of the exact k best that `search` finds, on `RECALL_QUERIES` queries drawn by counters.
 
         Args:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from gplfast.mining.approximate import Approximate
-    from gplfast.mining.lists import Int64, Lists
+    from gplfast.mining.lists import Int64, Lists, Widened
 
 
 class Retriever(NamedTuple):
@@ -30,7 +30,7 @@ class Retriever(NamedTuple):
 
     search: Callable[[Int64, int, Lists], Ranking]
     pair_scores: Callable[[Int64, Lists], npt.NDArray[np.float32]]
-    recall: Callable[[int, Lists], float] | None = None
+    recall: Callable[[int, Lists | Widened], float] | None = None
     docs: npt.NDArray[Any] | None = None
 
 
