@@ -126,6 +126,32 @@ def test_bm25_orders_by_score_then_row_and_leaves_out():
     assert Bm25(["", "the"]).search(["a cat"], 2).ids.tolist() == [[-1, -1]]
 
 
+def test_bm25_has_the_bits_of_bm25s(monkeypatch):
+    """Columns of words that are new in later parts, words several times in passages and queries, passages without."""
+    import bm25s
+
+    from gplfast.mining import bm25
+
+    monkeypatch.setattr(bm25, "_TEXTS", 37)
+    random = np.random.default_rng(0)
+    texts = [" ".join(f"w{int(n)}" for n in random.zipf(1.3, random.integers(0, 40)) % 300) for _ in range(200)]
+    queries = [" ".join(f"w{int(n)}" for n in random.zipf(1.2, 9) % 310) for _ in range(60)] + ["", "the", "zebra"]
+    made, other = Bm25(texts), bm25s.BM25(method="lucene", k1=bm25.K1, b=bm25.B)
+    other.index(bm25s.tokenize(texts, return_ids=False, show_progress=False), show_progress=False)
+    found = made.search(queries, 200)
+    pairs = from_sequences([random.integers(0, 200, 25) for _ in queries])
+    own = made.pair_scores(queries, pairs)
+    for number, tokens in enumerate(bm25s.tokenize(queries, return_ids=False, show_progress=False)):
+        scores = other.get_scores(tokens) if tokens else np.zeros(200, np.float32)
+        order = np.lexsort((np.arange(200), -scores))[: (scores > 0).sum()]
+        assert found.ids[number].tolist() == [*order.tolist(), *[-1] * (200 - len(order))]
+        np.testing.assert_array_equal(found.scores[number, : len(order)], scores[order])
+        wanted = scores[pairs.list(number)]
+        got = own[pairs.indptr[number] : pairs.indptr[number + 1]]
+        np.testing.assert_array_equal(got, np.where(wanted > 0, wanted, np.float32(np.nan)))
+    assert np.isfinite(own).sum() > 100
+
+
 def test_bm25_finds_50_without_the_positive():
     texts = [f"word number{i} word" for i in range(60)]
     found = Bm25(texts).search(["word"], 50, exclude=from_sequences([[0]]))
