@@ -23,7 +23,7 @@ from gplfast.store.atomic import atomic_path
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gplfast.mining.lists import Int64
+    from gplfast.mining.lists import Int64, Widened
 
 HNSW, IVF = "faiss-hnsw", "faiss-ivf"
 M, EF_CONSTRUCTION, EF_SEARCH = 64, 256, 128
@@ -86,8 +86,9 @@ class Approximate:
     def search(self, queries: Vectors, k: int, exclude: Lists | None = None) -> Ranking:
         """About the k best documents of each query by (score descending, row ascending).
 
-        As many more are fetched as the longest list excludes. Queries for which the index gives too few are searched
-        with twice the effort, up to the whole index, and what is then missing is found by the exact search.
+        As many more are fetched as its list excludes (the next power of two, so that queries are searched together).
+        Queries for which the index gives too few are searched with twice the effort, up to the whole index, and what is
+        then missing is found by the exact search.
 
         Args:
             queries: float32 (n_queries, dim).
@@ -100,7 +101,18 @@ class Approximate:
         n = len(queries)
         never = Lists(np.zeros(n + 1, np.int64), np.empty(0, np.int64)) if exclude is None else exclude
         answer = Ranking(np.full((n, k), -np.inf, np.float32), np.full((n, k), -1, np.int64))
-        fetched = min(k + int(never.lengths.max(initial=0)), len(self._docs))
+        more = np.where(never.lengths > 0, 1 << np.ceil(np.log2(np.maximum(never.lengths, 1))).astype(np.int64), 0)
+        for number in np.unique(more).tolist():
+            rows = np.flatnonzero(more == number)
+            found = self._search_more(queries[rows], k, never.take(rows), number)
+            answer.ids[rows], answer.scores[rows] = found.ids, found.scores
+        return answer
+
+    def _search_more(self, queries: Vectors, k: int, never: Lists, more: int) -> Ranking:
+        """As `search`, of queries that exclude at most `more` documents."""
+        n = len(queries)
+        answer = Ranking(np.full((n, k), -np.inf, np.float32), np.full((n, k), -1, np.int64))
+        fetched = min(k + more, len(self._docs))
         pending, there = np.arange(n), np.clip(len(self._docs) - never.lengths, 0, k)
         effort = max(EF_SEARCH, fetched) if self._kind == HNSW else self._nprobe
         most = len(self._docs) if self._kind == HNSW else self._index.nlist
@@ -118,7 +130,7 @@ class Approximate:
             answer.ids[pending], answer.scores[pending] = found.ids, found.scores
         return answer
 
-    def recall(self, queries: Callable[[Int64], Vectors], n_queries: int, k: int, exclude: Lists) -> float:
+    def recall(self, queries: Callable[[Int64], Vectors], n_queries: int, k: int, exclude: Lists | Widened) -> float:
         """The share of the exact k best that `search` finds, on `RECALL_QUERIES` queries drawn by counters.
 
         Args:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gplfast.mining.lists import Lists
+    from gplfast.ops import Hits, Index
 
 # Each shard is encoded as one call, so its values follow from the shard and the batch size alone and a killed run gives
 # the same bytes.
@@ -104,6 +105,55 @@ def embeddings_identity(encoder: Encoder, texts_fingerprint: str, kind: Kind) ->
     return hashlib.sha256(f"{encoder.fingerprint} {texts_fingerprint} {kind}".encode()).hexdigest()
 
 
+class Exact:
+    """Exact search of documents that are packed once, at the first search of more than `_FEW_ROWS` queries.
+
+    Holds the documents, which are not copied, and from then on what was packed: a byte an element and at most 83 a
+    document, 4.1 GB for 8.8 million of 384 dimensions.
+    """
+
+    def __init__(self, docs: npt.NDArray[np.float32], *, metric: str, threads: int = 0) -> None:
+        """Nothing is packed yet.
+
+        Args:
+            docs: float32 (n_docs, dim), may be a memory map; must not change any more.
+            metric: "cosine" or "dot".
+            threads: CPU threads, 0 for all.
+        """
+        self._docs, self._metric, self._threads = docs, _METRICS[metric], threads or None
+        self._index: Index | None = None
+
+    def search(
+        self,
+        queries: npt.NDArray[np.float32],
+        k: int,
+        *,
+        exclude: Lists | None = None,
+        progress: Progress | None = None,
+    ) -> Ranking:
+        """See the function `search`."""
+        parts = [Ranking(np.empty((0, k), np.float32), np.empty((0, k), np.int64))]
+        for start in range(0, len(queries), _SEARCH_ROWS):
+            stop = min(start + _SEARCH_ROWS, len(queries))
+            never = None if exclude is None else exclude.part(start, stop)
+            hits = self._part(np.ascontiguousarray(queries[start:stop]), k, never, few=len(queries) <= _FEW_ROWS)
+            parts.append(Ranking(*hits))
+            if progress is not None:
+                progress(stop, len(queries))
+        return Ranking(np.concatenate([hits.scores for hits in parts]), np.concatenate([hits.ids for hits in parts]))
+
+    def _part(self, queries: npt.NDArray[np.float32], k: int, exclude: Lists | None, *, few: bool) -> Hits:
+        from gplfast import ops
+
+        if few and self._index is None:
+            return ops.search(queries, self._docs, k, metric=self._metric, exclude=exclude, threads=self._threads)
+        if self._index is None:
+            index = ops.Index(self._docs.shape[1], self._metric)
+            index.add(self._docs, threads=self._threads)
+            self._index = index
+        return self._index.search(queries, k, exclude=exclude, threads=self._threads)
+
+
 def search(
     queries: npt.NDArray[np.float32],
     docs: npt.NDArray[np.float32],
@@ -125,29 +175,7 @@ def search(
         threads: CPU threads, 0 for all.
         progress: Called with (queries done, all queries).
     """
-    from gplfast import ops
-
-    threads_or_all, name = threads or None, _METRICS[metric]
-    if 0 < len(queries) <= _FEW_ROWS:
-        few = ops.search(np.ascontiguousarray(queries), docs, k, metric=name, exclude=exclude, threads=threads_or_all)
-        return Ranking(few.scores, few.ids)
-    index = ops.Index(docs.shape[1], name)
-    index.add(docs, threads=threads_or_all)
-    parts = []
-    for start in range(0, len(queries), _SEARCH_ROWS):
-        stop = min(start + _SEARCH_ROWS, len(queries))
-        hits = index.search(
-            np.ascontiguousarray(queries[start:stop]),
-            k,
-            exclude=None if exclude is None else exclude.part(start, stop),
-            threads=threads_or_all,
-        )
-        parts.append(hits)
-        if progress is not None:
-            progress(stop, len(queries))
-    if not parts:
-        return Ranking(np.empty((0, k), np.float32), np.empty((0, k), np.int64))
-    return Ranking(np.concatenate([hits.scores for hits in parts]), np.concatenate([hits.ids for hits in parts]))
+    return Exact(docs, metric=metric, threads=threads).search(queries, k, exclude=exclude, progress=progress)
 
 
 def pair_scores(

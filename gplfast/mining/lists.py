@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Int64 = npt.NDArray[np.int64]
+# Rows of copies that are put together at a time: 64 MB for each of the arrays that this takes.
+_WIDENED_ROWS = 1 << 23
 
 
 class Lists(NamedTuple):
@@ -36,7 +38,10 @@ class Lists(NamedTuple):
 
     def take(self, indices: Int64) -> Lists:
         """The lists of some indices, in their order."""
-        return from_sequences([self.list(index) for index in indices.tolist()])
+        lengths = self.lengths[indices]
+        ends = np.cumsum(lengths)
+        starts = np.repeat(self.indptr[indices] - (ends - lengths), lengths)
+        return Lists(_indptr(lengths), self.rows[starts + np.arange(len(starts))])
 
     def part(self, start: int, stop: int) -> Lists:
         """Lists start..stop-1."""
@@ -70,11 +75,10 @@ def only(lists: Lists, kept: Int64) -> Lists:
 
 def without(lists: Lists, excluded: Lists) -> Lists:
     """The same lists, order kept, without the rows that the other ones hold."""
-    kept = []
-    for index in range(len(lists.lengths)):
-        rows = lists.list(index)
-        kept.append(rows[~np.isin(rows, excluded.list(index))])
-    return from_sequences(kept)
+    width = 1 + max(int(lists.rows.max(initial=0)), int(excluded.rows.max(initial=0)))
+    owners = owner_of(lists)
+    kept = ~np.isin(owners * width + lists.rows, owner_of(excluded) * width + excluded.rows)
+    return Lists(_indptr(np.bincount(owners[kept], minlength=len(lists.lengths))), lists.rows[kept])
 
 
 def same_text_groups(texts: Sequence[str]) -> Int64:
@@ -87,16 +91,50 @@ def same_text_groups(texts: Sequence[str]) -> Int64:
     return groups
 
 
-def widen(positives: Lists, groups: Int64) -> Lists:
-    """Add to each list every row that has the same text as one of its rows, ascending and without repeats."""
-    order = np.argsort(groups, kind="stable")
-    starts = np.searchsorted(groups[order], groups, side="left")
-    ends = np.searchsorted(groups[order], groups, side="right")
-    wide = []
-    for index in range(len(positives.indptr) - 1):
-        members = [order[starts[row] : ends[row]] for row in positives.list(index)]
-        wide.append(np.unique(np.concatenate(members)) if members else np.empty(0, np.int64))
-    return from_sequences(wide)
+class Copies:
+    """Finds the rows that have the same text. Holds four int64 for each row."""
+
+    def __init__(self, groups: Int64) -> None:
+        """Sort the rows by their groups, see `same_text_groups`."""
+        self._groups, self._order = groups, np.argsort(groups, kind="stable")
+        self._sizes = np.bincount(groups)
+        self._starts = np.cumsum(self._sizes) - self._sizes
+
+    def widen(self, lists: Lists) -> Lists:
+        """Add to each list every row that has the same text as one of its rows, ascending and without repeats.
+
+        Memory: the answer, which for many lists of text with many copies is large, and 200 MB; see `Widened`.
+        """
+        n_groups, n_lists = max(1, len(self._sizes)), len(lists.lengths)
+        owners, groups = np.divmod(np.unique(owner_of(lists) * n_groups + self._groups[lists.rows]), n_groups)
+        sizes, starts = self._sizes[groups], self._starts[groups]
+        ends = np.cumsum(sizes)
+        indptr = np.concatenate([[0], ends])[np.searchsorted(owners, np.arange(n_lists + 1))]
+        rows = np.empty(int(indptr[-1]), np.int64)
+        cuts = np.searchsorted(ends, np.arange(_WIDENED_ROWS, len(rows), _WIDENED_ROWS))
+        for part in np.split(np.arange(len(ends)), cuts):
+            if len(part):
+                first, last = ends[part[0]] - sizes[part[0]], ends[part[-1]]
+                shifts = starts[part] - (ends[part] - sizes[part])
+                rows[first:last] = self._order[np.repeat(shifts, sizes[part]) + np.arange(first, last)]
+        for index in np.flatnonzero(np.bincount(owners, minlength=n_lists) > 1).tolist():
+            rows[indptr[index] : indptr[index + 1]].sort()  # rows of one group ascend already
+        return Lists(indptr, rows)
+
+
+class Widened(NamedTuple):
+    """Lists with all copies of their rows, made when they are asked for: n copies with a query each are n^2 rows."""
+
+    narrow: Lists
+    copies: Copies
+
+    def part(self, start: int, stop: int) -> Lists:
+        """Lists start..stop-1."""
+        return self.copies.widen(self.narrow.part(start, stop))
+
+    def take(self, indices: Int64) -> Lists:
+        """The lists of some indices, in their order."""
+        return self.copies.widen(self.narrow.take(indices))
 
 
 def _indptr(lengths: npt.ArrayLike) -> Int64:

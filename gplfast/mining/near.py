@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Bools = npt.NDArray[np.bool_]
 # Cosines computed at a time, of pairs of candidates: 64 MiB.
 _GRAM_VALUES = 1 << 24
+# Pairs of a candidate and a positive at a time: 8 MB for each of the arrays that name them.
+_PAIRS = 1 << 20
 
 
 def near_positives(
@@ -47,21 +49,26 @@ def near_positives(
 
     owners = owner_of(candidates)
     at = np.flatnonzero(alive)
-    repeats = positives.lengths[owners[at]]
-    pairs = np.repeat(at, repeats)
-    offsets = np.arange(len(pairs)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-    own = positives.rows[positives.indptr[owners[pairs]] + offsets]
-    rows = candidates.rows[pairs]
-    if groups is not None:
-        together = groups[own] == groups[rows]
-        pairs, own, rows = pairs[together], own[together], rows[together]
+    ends = np.cumsum(positives.lengths[owners[at]])
     near = np.zeros(len(alive), np.bool_)
-    for start in range(0, len(pairs), _GRAM_VALUES):
-        part = slice(start, start + _GRAM_VALUES)
-        both = np.ascontiguousarray(np.stack([own[part], rows[part]], axis=1).ravel())
-        indptr = 2 * np.arange(len(both) // 2 + 1, dtype=np.int64)
+    start = 0
+    while start < len(at):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + _PAIRS, side="right")))
+        part = at[start:stop]
+        starts, repeats = positives.indptr[owners[part]], positives.lengths[owners[part]]
+        pairs = np.repeat(part, repeats)
+        shifts = np.repeat(starts - (ends[start:stop] - repeats), repeats)
+        own = positives.rows[shifts + np.arange(before, ends[stop - 1])]
+        rows = candidates.rows[pairs]
+        if groups is not None:
+            together = groups[own] == groups[rows]
+            pairs, own, rows = pairs[together], own[together], rows[together]
+        both = np.ascontiguousarray(np.stack([own, rows], axis=1).ravel())
+        indptr = 2 * np.arange(len(pairs) + 1, dtype=np.int64)
         found = ops.gram(docs, (indptr, both), triangle=True, threads=threads or None)
-        near[pairs[part][found.values > np.float32(threshold)]] = True
+        near[pairs[found.values > np.float32(threshold)]] = True
+        start = stop
     return near
 
 

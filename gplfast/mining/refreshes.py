@@ -8,6 +8,7 @@ import numpy as np
 
 from gplfast.mining.lists import Lists
 from gplfast.mining.sampling import permutation
+from gplfast.store.negatives import different
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,13 +26,14 @@ def replaced(old: Lists, new: Lists) -> Lists:
     taken = np.where(old.lengths > 0, np.where(new.lengths > 0, 2, 1), 0)
     queries, rows = _pairs(old), _pairs(new)
     kept = np.concatenate([queries[taken[queries[:, 0]] == 1], rows[taken[rows[:, 0]] == 2]])
-    return _lists(kept, len(taken))
+    return Lists(*different(kept[:, 0], kept[:, 1], len(taken)))
 
 
 def joined(old: Lists, new: Lists) -> Lists:
     """The passages of both lists of each query, each once and ascending; queries whose old list is empty stay empty."""
     both = np.concatenate([_pairs(old), _pairs(new)])
-    return _lists(both[old.lengths[both[:, 0]] > 0], len(old.lengths))
+    kept = both[old.lengths[both[:, 0]] > 0]
+    return Lists(*different(kept[:, 0], kept[:, 1], len(old.lengths)))
 
 
 def overlap(old: Lists, new: Lists, k: int) -> float:
@@ -63,8 +65,8 @@ def n_pairs(queries: Int64, positives: Int64, negatives: Int64) -> int:
         negatives: int64 (n_rows,) or (n_rows, n_negatives).
     """
     passages = np.column_stack([positives, negatives])
-    both = np.stack([np.repeat(queries, passages.shape[1]), passages.ravel()], axis=1)
-    return len(np.unique(both, axis=0))
+    n_queries = 1 + int(queries.max(initial=0))
+    return len(different(np.repeat(queries, passages.shape[1]), passages.ravel(), n_queries)[1])
 
 
 def sample(seed: int, stage: str, n: int, size: int) -> Int64:
@@ -92,13 +94,6 @@ def _scores(log: Mapping[str, Any]) -> str:
 def _pairs(lists: Lists) -> Int64:
     """int64 (n, 2): the query and passage of each entry, in order."""
     return np.stack([np.repeat(np.arange(len(lists.lengths)), lists.lengths), lists.rows], axis=1)
-
-
-def _lists(pairs: Int64, n_queries: int) -> Lists:
-    """The lists of some pairs, each once and ascending."""
-    different = np.unique(pairs, axis=0)
-    indptr = np.searchsorted(different[:, 0], np.arange(n_queries + 1)).astype(np.int64)
-    return Lists(indptr, np.ascontiguousarray(different[:, 1], np.int64))
 
 
 def _in(pairs: Int64, among: Int64) -> npt.NDArray[np.bool_]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from gplfast.mining.approximate import Approximate
-    from gplfast.mining.lists import Int64, Lists
+    from gplfast.mining.lists import Int64, Lists, Widened
 
 
 class Retriever(NamedTuple):
@@ -30,7 +30,7 @@ class Retriever(NamedTuple):
 
     search: Callable[[Int64, int, Lists], Ranking]
     pair_scores: Callable[[Int64, Lists], npt.NDArray[np.float32]]
-    recall: Callable[[int, Lists], float] | None = None
+    recall: Callable[[int, Lists | Widened], float] | None = None
     docs: npt.NDArray[Any] | None = None
 
 
@@ -44,11 +44,10 @@ def bm25(passages: Sequence[str], queries: Sequence[str]) -> Retriever:
 
 
 def exact(vectors: npt.NDArray[Any], docs: npt.NDArray[Any], *, metric: str, threads: int) -> Retriever:
-    """Exact search of float32 (n_docs, dim) with queries float32 (n_queries, dim)."""
+    """Exact search of float32 (n_docs, dim) with queries float32 (n_queries, dim); holds what `dense.Exact` packs."""
+    index = dense.Exact(docs, metric=metric, threads=threads)
     return Retriever(
-        lambda rows, k, excluded: dense.search(
-            vectors[rows], docs, k, exclude=excluded, metric=metric, threads=threads
-        ),
+        lambda rows, k, excluded: index.search(vectors[rows], k, exclude=excluded),
         lambda rows, pairs: dense.pair_scores(vectors[rows], docs, pairs, metric=metric, threads=threads),
         docs=docs,
     )

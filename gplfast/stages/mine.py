@@ -21,7 +21,7 @@ from gplfast.mining.bm25 import Ranking
 from gplfast.mining.explicit import read_explicit
 from gplfast.mining.filtering import OVERFETCH, Asked, Filtering, Tally, named
 from gplfast.mining.hard_positives import hardest
-from gplfast.mining.lists import Lists, same_text_groups, widen, without
+from gplfast.mining.lists import Copies, Lists, Widened, same_text_groups, without
 from gplfast.mining.round_trip import any_returns
 from gplfast.settings import output_settings
 from gplfast.store.manifest import Manifest, file_fingerprint, freshness
@@ -159,10 +159,10 @@ def load(directory: Path, made: Manifest, *, n_queries: int, n_passages: int) ->
     return Negatives.from_table(table, str(directory), n_queries=n_queries, n_docs=n_passages)
 
 
-def exclusions(corpus: Corpus, queries: Positives, *, duplicates: bool) -> Lists:
+def exclusions(corpus: Corpus, queries: Positives, *, duplicates: bool) -> Lists | Widened:
     """Per query the rows that are no negatives: its positives, what it was cut from, and, if asked, their copies."""
     never = Lists(*queries.never_negative)
-    return widen(never, same_text_groups(corpus.texts())) if duplicates else never
+    return Widened(never, Copies(same_text_groups(corpus.texts()))) if duplicates else never
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,14 +189,13 @@ class _Job:
         return Lists(*self.queries.positives)
 
     @functools.cached_property
-    def excluded(self) -> Lists:
+    def excluded(self) -> Lists | Widened:
         return exclusions(self.corpus, self.queries, duplicates=self.config.exclude_duplicates)
 
     @functools.cached_property
     def explicit(self) -> Lists:
-        """The user's negatives, those left out that are excluded."""
-        given = read_explicit(Path(self.config.explicit), self.corpus, self.queries)
-        return without(given, self.excluded)
+        """The user's negatives."""
+        return read_explicit(Path(self.config.explicit), self.corpus, self.queries)
 
     def pool(self, column: str) -> Int64:
         """The rows that `random` or `gold` draw from."""
@@ -300,7 +299,8 @@ def _candidates(job: _Job, source: sources.Source, shard: _Shard) -> Ranking:
             pool, source.depth, shard.excluded, seed=job.seed, column=source.column, first_query=shard.start
         )
     if source.column == sources.EXPLICIT:
-        return draws.listed(job.explicit.part(shard.start, shard.start + len(shard.queries)))
+        given = job.explicit.part(shard.start, shard.start + len(shard.queries))
+        return draws.listed(without(given, shard.excluded))
     found = shard.found[source.retriever]
     if source.semi_hard:
         retriever = shard.retrievers[source.retriever]

@@ -14,6 +14,7 @@ negatives drawn from the list of that time. All of a segment is in a folder of i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import shutil
 import time
@@ -161,7 +162,7 @@ class Refreshes:
         """
         self._folders.keep_only(self._key)
         folder, made = self._folders.path(0, "label"), self._label_manifest(0, [0])
-        margins = self._steps.label(folder, made, self._pool([0]), self._rows_of(0), self._report)
+        margins = self._steps.label(folder, made, self._pool(self._list(0)), self._rows_of(0), self._report)
         n_queries = int(Manifest.read(folder).counts["queries"])
         self.n_steps = self._train.n_steps(n_queries)
         self.every = self._config.steps_between(self.n_steps)
@@ -219,7 +220,7 @@ class Refreshes:
         if student is not None and mined_by > 0 and self._is_due(lists[-1], neighbours, log):
             pool = self._mine(mined_by, lists, student, log, report)
             lists = [*lists, mined_by]
-        self._label(number, lists, pool or self._pool(lists), log, report)
+        self._label(number, lists, pool or self._pool(self._fold(lists)), log, report)
         log["pairs_scored"] = self._steps.pairs_stored() - stored
         pairs = log.pop("pairs")
         if self._train.reads_scores and not self._steps.filtered:
@@ -244,12 +245,12 @@ class Refreshes:
         log["refreshed"], log["mined_at"] = True, number * self.every
         log[f"overlap@{k}"] = round(refreshes.overlap(before, new, k), 4)
         seen = before
-        for earlier in lists[:-1]:
+        for earlier in () if self._config.keep == "join" else lists[:-1]:  # joined lists hold the earlier ones
             seen = refreshes.joined(seen, self._list(earlier))
         log["new_documents"] = round(refreshes.unseen(seen, new), 4)
         log["seconds"] = {"embed": round(student.seconds, 3)}
         log["seconds"]["search"] = round(time.perf_counter() - start - student.seconds, 3)
-        return self._pool([*lists, number])
+        return self._pool(self._added(before, new))
 
     def _label(
         self, number: int, lists: list[int], pool: Negatives, log: dict[str, Any], report: Report | None
@@ -279,22 +280,29 @@ class Refreshes:
     def _list(self, number: int) -> Lists:
         """What was mined at a segment, best first; 0: before training, ascending."""
         if number == 0:
-            return Lists(*self._steps.initial().union())
+            return self._initial[0]
         folder = self._folders.path(number, "mine")
         return _ranked(Negatives.from_table(ShardSet(folder, Manifest.read(folder)).table(), str(folder)))
+
+    @functools.cached_property
+    def _initial(self) -> tuple[Lists, RankedLists | None]:
+        """What was mined before training, 8 bytes a passage of a query, and what is promoted; read once."""
+        found = self._steps.initial()
+        return Lists(*found.union()), found.promoted
 
     def _fold(self, lists: list[int]) -> Lists:
         """The pool of each query after some lists."""
         pool = self._list(lists[0])
-        join = refreshes.joined if self._config.keep == "join" else refreshes.replaced
         for number in lists[1:]:
-            pool = join(pool, self._list(number))
+            pool = self._added(pool, self._list(number))
         return pool
 
-    def _pool(self, lists: list[int]) -> Negatives:
-        pool = self._fold(lists)
+    def _added(self, pool: Lists, new: Lists) -> Lists:
+        return (refreshes.joined if self._config.keep == "join" else refreshes.replaced)(pool, new)
+
+    def _pool(self, pool: Lists) -> Negatives:
         lists_of_now = {"pool": RankedLists(pool.indptr, pool.rows)}
-        return Negatives(np.arange(len(pool.lengths)), lists_of_now, promoted=self._steps.initial().promoted)
+        return Negatives(np.arange(len(pool.lengths)), lists_of_now, promoted=self._initial[1])
 
     def _mine_manifest(self, lists: list[int], weights: str) -> Manifest:
         template = self._steps.mine_manifest

@@ -61,6 +61,24 @@ def test_the_limits_of_the_score_by_hand(options, kept, reason):
     assert dropped(found) == {reason: 6 - len(kept)}
 
 
+@pytest.mark.parametrize("at_once", [1, 5, 1 << 20])
+def test_near_positives_in_blocks_of_pairs(monkeypatch, at_once):
+    monkeypatch.setattr(near, "_PAIRS", at_once)
+    random = np.random.default_rng(3)
+    docs = random.normal(size=(30, 4)).astype(np.float32)
+    positives = from_sequences([random.integers(0, 30, n) for n in (0, 3, 1, 8, 0, 2)])
+    candidates = from_sequences([random.integers(0, 30, n) for n in (4, 7, 0, 5, 0, 9)])
+    alive = random.random(len(candidates.rows)) < 0.8
+    cosines = ops.gram(docs, from_sequences([range(30)])).values.reshape(30, 30)
+    wanted = [
+        is_alive and bool((cosines[row, positives.list(owner)] > np.float32(0.4)).any())
+        for row, owner, is_alive in zip(candidates.rows, owner_of(candidates), alive, strict=True)
+    ]
+    assert 0 < sum(wanted) < sum(alive)
+    for groups in (None, np.zeros(30, np.int64)):
+        assert near.near_positives(docs, positives, candidates, alive, 0.4, groups=groups).tolist() == wanted
+
+
 def test_a_relative_margin_below_a_negative_score():
     """pos x (1 - r) would be above the positive where it is negative: -2 x 0.9 = -1.8 keeps what is better than it."""
     found = choose(

@@ -60,6 +60,28 @@ def test_it_finds_nearly_what_the_exact_search_finds_and_scores_it_the_same(tmp_
 
 
 @KINDS
+def test_a_long_exclusion_of_one_query_is_no_work_for_the_others(tmp_path, vectors, kind, monkeypatch):
+    queries, docs = vectors
+    index = Approximate(docs, tmp_path / "index", kind=kind, metric="dot", nprobe=4)
+    lists = [np.arange(number % 3) for number in range(150)]
+    usual = index.search(queries, 10, from_sequences(lists))
+    fetched, real = [], Approximate._fetch
+
+    def fetch(self, part, k, effort):
+        fetched.append((len(part), k))
+        return real(self, part, k, effort)
+
+    monkeypatch.setattr(Approximate, "_fetch", fetch)
+    lists[7] = np.arange(1500)
+    found = index.search(queries, 10, from_sequences(lists))
+    assert {n for n, k in fetched if k > 12} == {1}
+    assert (found.ids[7] >= 1500).all()
+    others = np.delete(np.arange(150), 7)
+    np.testing.assert_array_equal(found.ids[others], usual.ids[others])
+    np.testing.assert_array_equal(found.scores[others], usual.scores[others])
+
+
+@KINDS
 def test_recall_is_measured_and_not_assumed(tmp_path, vectors, kind, monkeypatch):
     """An index that looks at little finds little: one of the lists, or a graph of almost no effort."""
     queries, docs = vectors

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
+from gplfast import ops
 from gplfast.config import GenerateConfig, MineConfig
 from gplfast.errors import ShapeError
 from gplfast.mining import dense
@@ -108,6 +109,21 @@ def test_shards_do_not_change_the_answer(tmp_path, queries, monkeypatch):
     monkeypatch.setattr(dense, "_SEARCH_ROWS", 2)
     parts = run(tmp_path / "b", corpus, queries, encoders, negatives_per_query=4)
     assert len(list((tmp_path / "b" / "mine").glob("shard-*"))) == 3
+    assert whole.table().equals(parts.table())
+
+
+@pytest.mark.parametrize(("few", "n_packed"), [(64, 0), (1, 1)])
+def test_the_corpus_is_packed_once_for_all_shards(tmp_path, queries, monkeypatch, few, n_packed):
+    packed, real, corpus, asked = [], ops.Index.add, tiny.corpus(30), {"a": tiny.HashEncoder()}
+    whole = run(tmp_path / "a", corpus, queries, asked, negatives_per_query=4)
+    monkeypatch.setattr(mine, "SHARD_QUERIES", 4)
+    monkeypatch.setattr(dense, "_FEW_ROWS", few)
+    monkeypatch.setattr(
+        ops.Index, "add", lambda self, docs, **options: packed.append(docs) or real(self, docs, **options)
+    )
+    parts = run(tmp_path / "b", corpus, queries, asked, negatives_per_query=4)
+    assert len(list((tmp_path / "b" / "mine").glob("shard-*"))) == 3
+    assert len(packed) == n_packed
     assert whole.table().equals(parts.table())
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
+from gplfast.mining import lists as ragged
 from gplfast.mining import rescale
 from gplfast.mining.bm25 import Bm25, Ranking
-from gplfast.mining.lists import from_sequences, same_text_groups, single, widen
+from gplfast.mining.lists import Copies, Widened, from_sequences, same_text_groups, single, without
 from gplfast.mining.rerank import rerank
 from gplfast.mining.sampling import below, permutation, visited, visits, words
 from gplfast.mining.scoring import PairScorer
@@ -80,9 +81,38 @@ def test_no_order_depends_on_pythonhashseed():
 def test_positives_are_widened_to_equal_texts():
     groups = same_text_groups(["a", "b", "a ", "c", "b"])
     assert groups.tolist() == [0, 1, 0, 3, 1]
-    wide = widen(from_sequences([[0], [3], [4, 2], []]), groups)
+    wide = Copies(groups).widen(from_sequences([[0], [3], [4, 2], []]))
     assert [wide.list(i).tolist() for i in range(4)] == [[0, 2], [3], [0, 1, 2, 4], []]
     assert single(np.array([4, 2])).list(1).tolist() == [2]
+
+
+@pytest.mark.parametrize("at_once", [1 << 23, 3, 1])
+def test_lists_are_widened_part_by_part(monkeypatch, at_once):
+    monkeypatch.setattr(ragged, "_WIDENED_ROWS", at_once)
+    random = np.random.default_rng(0)
+    groups = same_text_groups([f"text {number}" for number in random.integers(0, 12, 60)])
+    given = [random.integers(0, 60, n) for n in random.integers(0, 5, 40)]
+    wanted = [np.flatnonzero(np.isin(groups, groups[rows])).tolist() for rows in given]
+    wide = Widened(from_sequences(given), Copies(groups))
+    for start, stop in ((0, 40), (7, 19), (5, 5)):
+        part = wide.part(start, stop)
+        assert [part.list(i).tolist() for i in range(stop - start)] == wanted[start:stop]
+        assert part.rows.dtype == part.indptr.dtype == np.int64
+    taken = wide.take(np.array([31, 2, 2]))
+    assert [taken.list(i).tolist() for i in range(3)] == [wanted[31], wanted[2], wanted[2]]
+    assert len(Copies(np.empty(0, np.int64)).widen(from_sequences([[], []])).indptr) == 3
+
+
+def test_copies_of_boilerplate_are_held_for_one_part_only():
+    """30,000 copies with a query each are 7 GB as lists."""
+    n = 30_000
+    wide = Widened(single(np.arange(n)), Copies(np.zeros(n, np.int64)))
+    assert wide.part(17, 19).rows.tolist() == 2 * list(range(n))
+
+
+def test_what_is_left_of_lists_keeps_its_order():
+    left = without(from_sequences([[5, 1, 9], [], [2, 2, 7]]), from_sequences([[9, 2], [5], [7]]))
+    assert [left.list(i).tolist() for i in range(3)] == [[5, 1], [], [2, 2]]
 
 
 def test_bm25_orders_by_score_then_row_and_leaves_out():
@@ -94,6 +124,32 @@ def test_bm25_orders_by_score_then_row_and_leaves_out():
     excluded = index.search(["cat dog"], 4, exclude=from_sequences([[1, 3]]))
     assert excluded.ids[0].tolist() == [4, 0, -1, -1]
     assert Bm25(["", "the"]).search(["a cat"], 2).ids.tolist() == [[-1, -1]]
+
+
+def test_bm25_has_the_bits_of_bm25s(monkeypatch):
+    """Columns of words that are new in later parts, words several times in passages and queries, passages without."""
+    import bm25s
+
+    from gplfast.mining import bm25
+
+    monkeypatch.setattr(bm25, "_TEXTS", 37)
+    random = np.random.default_rng(0)
+    texts = [" ".join(f"w{int(n)}" for n in random.zipf(1.3, random.integers(0, 40)) % 300) for _ in range(200)]
+    queries = [" ".join(f"w{int(n)}" for n in random.zipf(1.2, 9) % 310) for _ in range(60)] + ["", "the", "zebra"]
+    made, other = Bm25(texts), bm25s.BM25(method="lucene", k1=bm25.K1, b=bm25.B)
+    other.index(bm25s.tokenize(texts, return_ids=False, show_progress=False), show_progress=False)
+    found = made.search(queries, 200)
+    pairs = from_sequences([random.integers(0, 200, 25) for _ in queries])
+    own = made.pair_scores(queries, pairs)
+    for number, tokens in enumerate(bm25s.tokenize(queries, return_ids=False, show_progress=False)):
+        scores = other.get_scores(tokens) if tokens else np.zeros(200, np.float32)
+        order = np.lexsort((np.arange(200), -scores))[: (scores > 0).sum()]
+        assert found.ids[number].tolist() == [*order.tolist(), *[-1] * (200 - len(order))]
+        np.testing.assert_array_equal(found.scores[number, : len(order)], scores[order])
+        wanted = scores[pairs.list(number)]
+        got = own[pairs.indptr[number] : pairs.indptr[number + 1]]
+        np.testing.assert_array_equal(got, np.where(wanted > 0, wanted, np.float32(np.nan)))
+    assert np.isfinite(own).sum() > 100
 
 
 def test_bm25_finds_50_without_the_positive():

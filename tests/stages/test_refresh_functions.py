@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from gplfast.config import RefreshConfig, TrainConfig
 from gplfast.errors import ArtifactError
 from gplfast.mining import refreshes, rescale
 from gplfast.mining.background import Cancelled, Job
-from gplfast.mining.lists import from_sequences
+from gplfast.mining.lists import Lists, from_sequences
+from gplfast.stages.refresh import Refreshes
+from gplfast.store.negatives import Negatives, RankedLists, different
 from gplfast.store.segments import SegmentFolders
 
 OLD = from_sequences([[1, 4, 7], [2, 3], [], [5]])
@@ -29,6 +33,24 @@ def test_a_new_list_takes_the_old_ones_place():
 
 def test_a_new_list_joins_the_old_one():
     assert as_lists(refreshes.joined(OLD, NEW)) == [[1, 4, 7, 9], [2, 3, 8], [], [5]]
+
+
+def test_pairs_far_apart_stay_apart():
+    """Many queries of 8.8 million passages: the one number that a pair becomes has more than 32 bits."""
+    owners, rows = np.array([499_999, 0, 499_999, 3]), np.array([8_841_822, 8_841_822, 7, 0])
+    indptr, found = different(np.tile(owners, 2), np.tile(rows, 2), 500_000)
+    assert found.tolist() == [8_841_822, 0, 7, 8_841_822]
+    assert np.diff(indptr)[[0, 1, 3, 499_999]].tolist() == [1, 0, 1, 2]
+    assert indptr.dtype == found.dtype == np.int64
+
+
+def test_what_was_mined_before_training_is_read_once(tmp_path):
+    given, read = Negatives(np.arange(4), {"a": RankedLists(OLD.indptr, OLD.rows)}), []
+    steps = SimpleNamespace(initial=lambda: read.append(1) or given)
+    made = Refreshes(tmp_path, "key", steps, None, None, config=RefreshConfig(), train=TrainConfig(), seed=0)
+    for _ in range(3):
+        assert as_lists(Lists(*made._pool(made._fold([0])).union())) == as_lists(OLD)
+    assert len(read) == 1
 
 
 def test_overlap_is_the_mean_share_of_the_first_k_of_the_new_list():
