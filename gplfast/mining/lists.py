@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 Int64 = npt.NDArray[np.int64]
 
@@ -87,16 +88,30 @@ def same_text_groups(texts: Sequence[str]) -> Int64:
     return groups
 
 
-def widen(positives: Lists, groups: Int64) -> Lists:
-    """Add to each list every row that has the same text as one of its rows, ascending and without repeats."""
+def widener(groups: Int64) -> Callable[[Lists], Lists]:
+    """What adds to each list every row that has the same text as one of its rows, ascending and without repeats.
+
+    Args:
+        groups: int64 (n_texts,), see `same_text_groups`; sorted once, for any number of lists.
+    """
     order = np.argsort(groups, kind="stable")
-    starts = np.searchsorted(groups[order], groups, side="left")
-    ends = np.searchsorted(groups[order], groups, side="right")
-    wide = []
-    for index in range(len(positives.indptr) - 1):
-        members = [order[starts[row] : ends[row]] for row in positives.list(index)]
-        wide.append(np.unique(np.concatenate(members)) if members else np.empty(0, np.int64))
-    return from_sequences(wide)
+    ordered = groups[order]
+
+    def widen(positives: Lists) -> Lists:
+        starts = np.searchsorted(ordered, groups[positives.rows], side="left")
+        ends = np.searchsorted(ordered, groups[positives.rows], side="right")
+        wide = []
+        for begin, end in itertools.pairwise(positives.indptr.tolist()):
+            members = [order[starts[place] : ends[place]] for place in range(begin, end)]
+            wide.append(np.unique(np.concatenate(members)) if members else np.empty(0, np.int64))
+        return from_sequences(wide)
+
+    return widen
+
+
+def widen(positives: Lists, groups: Int64) -> Lists:
+    """Apply what `widener` gives, once."""
+    return widener(groups)(positives)
 
 
 def _indptr(lengths: npt.ArrayLike) -> Int64:

@@ -313,6 +313,20 @@ def test_a_query_of_bm25_has_the_best_passage_that_is_not_its_own(tmp_path):
     assert made.counts["queries without passage"] == 0
 
 
+def test_the_corpus_is_sorted_once_for_all_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "SHARD_PASSAGES", 2)
+    corpus = stories(21)
+    argsort, sorted_whole = np.argsort, []
+
+    def count(values, *args, **options):
+        sorted_whole.append(np.shape(values) == (21,))
+        return argsort(values, *args, **options)
+
+    monkeypatch.setattr(np, "argsort", count)
+    run(corpus, tmp_path, "bm25")
+    assert sum(sorted_whole) == 1
+
+
 def test_real_queries_get_their_best_passage(tmp_path):
     corpus = load_corpus(["The red fox ran.", "A blue whale swam.", "Green grass."])
     given = Queries.from_lists(list("vwxyz"), ["blue  whales, a whale", "fox", "fox", "nothing known", "grass\nGreen"])

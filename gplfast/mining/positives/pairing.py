@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gplfast.mining.bm25 import Bm25
-from gplfast.mining.lists import Lists, from_sequences, same_text_groups, single, widen
+from gplfast.mining.lists import Lists, from_sequences, same_text_groups, single, widener
 from gplfast.mining.positives.job import N_CUT, Job, Method, Sample, Sampler
 from gplfast.mining.positives.quota import Made
 from gplfast.mining.positives.text import Words, draws, one_line
@@ -46,8 +46,8 @@ def best_others(job: Job) -> Callable[[Made], Made]:
     A query that shares a word with no other passage is dropped and counted.
     """
     texts = job.corpus.texts()
-    index, groups = Bm25(texts), same_text_groups(texts)
-    return lambda made: _paired(index, made, widen(single(made.passages), groups))
+    index, with_copies = Bm25(texts), widener(same_text_groups(texts))
+    return lambda made: _paired(index, made, with_copies(single(made.passages)))
 
 
 def given(job: Job, texts: Sequence[str]) -> Callable[[Int64], Made]:
