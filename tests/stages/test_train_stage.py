@@ -100,10 +100,14 @@ def genq_examples():
     return train.from_queries(corpus, GeneratedQueries(tiny.texts(16, seed=3), np.arange(16, dtype=np.int64) % 12))
 
 
-@pytest.mark.parametrize("loss", [MARGIN_MSE, MNRL])
-def test_a_run_that_stopped_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path, world, monkeypatch, loss):
+@pytest.mark.parametrize("kind", ["margins", "genq", "genq, cut from others"])
+def test_a_run_that_stopped_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path, world, monkeypatch, kind):
     """GPL's checkpoints had no optimizer state: its training could not go on. GenQ's is killed in its second epoch."""
-    rows = examples() if loss == MARGIN_MSE else genq_examples()
+    loss = MARGIN_MSE if kind == "margins" else MNRL
+    rows = examples() if kind == "margins" else genq_examples()
+    if kind == "genq, cut from others":
+        rows = dataclasses.replace(rows, source_groups=(np.arange(16) + 3) % 12)
+        assert callable(training_rows.batch_sampler(rows, CONFIG))
     whole, _ = run(tmp_path / "a", world, rows, loss=loss)
     real = training._callback
 
