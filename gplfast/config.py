@@ -49,7 +49,9 @@ class GenerateConfig(positive_settings.PositiveSettings):
         "nano:generator", "t5: query generator: a directory, a hub name or nano:generator", output=False
     )
     queries_per_passage: int = setting(AUTO, "queries per passage (0: 250000 / passages, at least 3)", low=0)
-    max_queries: int = setting(0, "use a random sample of the passages, to keep at most this many (0: all)", low=0)
+    max_queries: int = setting(
+        0, "most queries in all (0: any number): fewer of each passage where that is auto, then fewer passages", low=0
+    )
     copied: str = setting("drop", "t5: what becomes of queries copied from their passage", choices=("drop", "keep"))
     extra_draws: float = setting(1.0, "share of queries_per_passage to draw more for dropped ones (0: none)", low=0.0)
     top_k: int = setting(25, "t5: sample among the k likeliest tokens (0: all)", low=0)

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from gplfast.bench import memory
 from gplfast.errors import UnavailableError
 from gplfast.ops import available_threads, info, measure_peak
+from gplfast.store.memory import available_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -79,7 +79,7 @@ class Peaks:
 
 
 def _register_rates(threads: int, seconds: float) -> Iterator[tuple[str, float]]:
-    n_bytes = min(READ_BYTES, memory.available_bytes() // 8)
+    n_bytes = min(READ_BYTES, available_bytes() // 8)
     kinds: tuple[Literal["float32", "int8", "read"], ...] = ("float32", "int8", "read")
     for kind in kinds:
         try:

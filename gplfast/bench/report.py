@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from gplfast.bench.memory import in_words
 from gplfast.errors import ConfigError, MissingExtraError
+from gplfast.store.memory import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 
 def loss(student: Any, config: TrainConfig, examples: Examples) -> Any:
-    """The loss of a batch of queries whose labels are the rows of their positives.
+    """The loss of a batch of queries whose labels are the rows of their positives, and of their sources behind them.
 
     Of each query the `search_top` best documents are searched for exactly. Documents of the positive's text are
-    positives; where none is found the positive is put behind the others. With r a document's rank, 1 / r counted as 0
-    beyond `metric_cut`, and s its similarity over the temperature, the loss is the mean over the pairs of a positive i
-    and another document j of |1/r_i - 1/r_j| log(1 + exp(s_j - s_i)), then over the queries.
+    positives; where none is found the positive is put behind the others. Documents of the source's text are in no pair;
+    those whose vectors have NaN are never found. With r a document's rank, 1 / r counted as 0 beyond `metric_cut`, and
+    s its similarity over the temperature, the loss is the mean over the pairs of a positive i and another document j of
+    |1/r_i - 1/r_j| log(1 + exp(s_j - s_i)), then over the queries.
 
     Args:
         student: The model under training, which encodes the queries.
@@ -48,12 +49,19 @@ def loss(student: Any, config: TrainConfig, examples: Examples) -> Any:
     index.add(documents, threads=torch.get_num_threads())
     k = min(config.search_top, len(documents))
 
-    def found_by(queries: npt.NDArray[np.float32], positives: npt.NDArray[np.int64]) -> tuple[Any, Any]:
-        """Documents by rank with the positive at the end, int64 (n, k + 1), and whether each is a positive."""
+    def found_by(queries: npt.NDArray[np.float32], own: npt.NDArray[np.int64]) -> tuple[Any, Any, Any]:
+        """Vectors by rank with the positive's at the end, float32 (n, k + 1, dim), its positives and the others."""
         hits = index.search(queries, k, threads=torch.get_num_threads()).ids
-        near = groups[hits] == groups[positives][:, None]
-        ranked = np.concatenate([hits, positives[:, None]], axis=1)
-        return ranked, np.concatenate([near, ~near.any(axis=1, keepdims=True)], axis=1)
+        positives, sources = groups[own[:, :1]], groups[own[:, -1:]]  # the same where there are no sources
+        ranked = np.concatenate([hits, own[:, :1]], axis=1)
+        vectors = np.asarray(documents[ranked], np.float32)
+        there = np.concatenate([hits >= 0, ~np.isnan(vectors[:, -1:]).any(axis=2)], axis=1)
+        vectors[~there] = 0.0  # NaN times a weight of 0 is NaN
+        near = there & (groups[ranked] == positives)
+        far = there & ~near & (groups[ranked] != sources)
+        # The place behind the others is a positive or nothing.
+        near[:, -1] &= ~near[:, :-1].any(axis=1)
+        return vectors, near, far
 
     class Adore(torch.nn.Module):
         def __init__(self) -> None:
@@ -63,17 +71,13 @@ def loss(student: Any, config: TrainConfig, examples: Examples) -> Any:
         def forward(self, sentence_features: Any, labels: Any) -> Any:
             (features,) = sentence_features
             queries = self.model(features)["sentence_embedding"].float()
-            ranked, is_near = found_by(queries.detach().cpu().numpy(), labels.cpu().numpy())
-            vectors = torch.from_numpy(np.asarray(documents[ranked], np.float32)).to(queries.device)
+            found = found_by(queries.detach().cpu().numpy(), labels.cpu().numpy().reshape(len(labels), -1))
+            vectors, near, far = (torch.from_numpy(part).to(queries.device) for part in found)
             if cosine:
                 queries = torch.nn.functional.normalize(queries, dim=-1)
                 vectors = torch.nn.functional.normalize(vectors, dim=-1)
             with torch.autocast(queries.device.type, enabled=False):  # ranks are those of float32
                 scores = scale * (vectors @ queries.unsqueeze(2)).squeeze(2)
-            near = torch.from_numpy(is_near).to(queries.device)
-            # The place behind the others is a positive or nothing.
-            far = ~near
-            far[:, -1] = False
             return pair_loss(scores, near, far, config.metric_cut)
 
     return Adore()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,8 @@ class Examples:
         margins: float32 of the same shape, the teacher's; None for GenQ.
         query_groups: int64 (n_queries,), equal for queries of equal text; where a batch's passages are negatives.
         passage_groups: int64 (n_passages,), equal for passages of equal text; likewise.
+        source_groups: int64 (n_queries,), the group of the passage that each query was cut from, which holds it word
+            for word and so is no negative of it; None where queries come from their positives.
         guide: Directory of the bi-encoder that guides gist.
         documents: float32 (n_passages, dim), the passages' vectors that adore searches.
     """
@@ -48,6 +51,7 @@ class Examples:
     margins: npt.NDArray[np.float32] | None = None
     query_groups: npt.NDArray[np.int64] | None = None
     passage_groups: npt.NDArray[np.int64] | None = None
+    source_groups: npt.NDArray[np.int64] | None = None
     guide: Path | None = None
     documents: npt.NDArray[np.float32] | None = None
 
@@ -67,8 +71,11 @@ def dataset(examples: Examples, config: TrainConfig) -> Any:
 
     if examples.negatives is None:
         queries, passages = _groups(examples)
-        column = "label" if loss_name(config, examples) == ADORE else "positive"
-        return Dataset.from_dict({"query": -queries - 1, column: passages})
+        if loss_name(config, examples) != ADORE:
+            return Dataset.from_dict({"query": -queries - 1, "positive": passages})
+        sources = _sources(examples)
+        labels = passages if sources is None else np.column_stack([passages, sources])
+        return Dataset.from_dict({"query": -queries - 1, "label": labels})
     negatives = examples.negatives.reshape(len(examples.negatives), -1)
     columns: dict[str, npt.NDArray[Any]] = {"query": examples.queries, "positive": examples.positives}
     columns |= {f"negative_{place}": column for place, column in enumerate(negatives.T)}
@@ -127,11 +134,12 @@ def loss(student: Any, config: TrainConfig, examples: Examples) -> Any:
 def batch_sampler(examples: Examples, config: TrainConfig) -> Any:
     """Rows as they are, which is how the visits were drawn; for GenQ shuffled, no text twice in a batch.
 
-    Where the batch's passages are negatives of each other, a row whose positive is another row's passage waits for a
-    later batch.
+    Where the batch's passages are negatives of each other, a row whose positive, or whose query's source, is another
+    row's passage waits for a later batch.
     """
     if examples.negatives is None:
-        return "no_duplicates"
+        known = examples.source_groups is not None and config.shares_batch(MNRL)
+        return functools.partial(_shuffled_apart, examples) if known else "no_duplicates"
     return functools.partial(_apart, examples, config) if config.shares_batch(MARGIN_MSE) else file_order
 
 
@@ -143,13 +151,17 @@ def batches(examples: Examples, config: TrainConfig) -> list[list[int]]:
     negatives = examples.negatives.reshape(len(queries), -1)
     if examples.passage_groups is not None:
         negatives = examples.passage_groups[negatives]
-    return list(apart(queries, positives, negatives, config.batch_size))
+    return list(apart(queries, positives, negatives, config.batch_size, _sources(examples)))
 
 
 def apart(
-    queries: npt.NDArray[np.int64], positives: npt.NDArray[np.int64], negatives: npt.NDArray[np.int64], batch_size: int
+    queries: npt.NDArray[np.int64],
+    positives: npt.NDArray[np.int64],
+    negatives: npt.NDArray[np.int64],
+    batch_size: int,
+    sources: npt.NDArray[np.int64] | None = None,
 ) -> Iterator[list[int]]:
-    """Batches of rows in file order in which no row's positive is a passage of another row, and no query is twice.
+    """Batches of rows in file order in which no row's positive or source is another row's passage, no query twice.
 
     Such a passage would be taught as a negative of its own query. A row that does not fit waits for the next batch; a
     batch that the rows within reach cannot fill stays smaller, so every row comes once.
@@ -159,11 +171,14 @@ def apart(
         positives: int64 (n_rows,), likewise.
         negatives: int64 (n_rows, n_negatives), likewise.
         batch_size: Rows of a batch at most.
+        sources: int64 (n_rows,), likewise: what each row's query was cut from, where that is another passage.
 
     Yields:
         The rows of a batch.
     """
-    of_query, of_positive, of_negatives = queries.tolist(), positives.tolist(), negatives.tolist()
+    of_query, of_passages = queries.tolist(), np.column_stack([positives, negatives]).tolist()
+    # What must not be another row's passage.
+    of_held = np.column_stack([positives] if sources is None else [positives, sources]).tolist()
     window: list[int] = []
     following = 0
     while window or following < len(of_query):
@@ -173,16 +188,16 @@ def apart(
         batch: list[int] = []
         waiting: list[int] = []
         asked: set[int] = set()
-        own: set[int] = set()
+        held: set[int] = set()
         seen: set[int] = set()
         for place, row in enumerate(window):
-            if of_query[row] in asked or of_positive[row] in seen or not own.isdisjoint(of_negatives[row]):
+            if of_query[row] in asked or not (seen.isdisjoint(of_held[row]) and held.isdisjoint(of_passages[row])):
                 waiting.append(row)
                 continue
             batch.append(row)
             asked.add(of_query[row])
-            own.add(of_positive[row])
-            seen.update(of_negatives[row], (of_positive[row],))
+            held.update(of_held[row])
+            seen.update(of_passages[row])
             if len(batch) == batch_size:
                 waiting += window[place + 1 :]
                 break
@@ -205,6 +220,32 @@ def _apart(
             return len(made)
 
     return Apart(dataset, batch_size=batch_size, drop_last=drop_last, **options)
+
+
+def _shuffled_apart(examples: Examples, dataset: Any, batch_size: int, drop_last: bool, **options: Any) -> Any:
+    """The batches of GenQ's rows, see `apart`, from rows that are shuffled anew in each epoch.
+
+    As many as full batches would be, so that the trainer knows how many steps an epoch has; those that are left over
+    come from the rows that fit nowhere, and are left out as the last incomplete batch is.
+    """
+    from sentence_transformers.base.sampler import DefaultBatchSampler
+
+    (queries, positives), sources = _groups(examples), _sources(examples)
+    none = np.empty((len(queries), 0), np.int64)
+
+    class ShuffledApart(DefaultBatchSampler):  # type: ignore[misc, unused-ignore]
+        def __iter__(self) -> Iterator[list[int]]:
+            order = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch])).permutation(len(queries))
+            given = None if sources is None else sources[order]
+            found = apart(queries[order], positives[order], none, self.batch_size, given)
+            for batch in itertools.islice(found, len(self)):
+                yield order[batch].tolist()
+
+    return ShuffledApart(dataset, batch_size=batch_size, drop_last=drop_last, **options)
+
+
+def _sources(examples: Examples) -> npt.NDArray[np.int64] | None:
+    return None if examples.source_groups is None else examples.source_groups[examples.queries]
 
 
 def _groups(examples: Examples) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -108,6 +108,8 @@ def manifest(
 def plan(n_passages: int, config: GenerateConfig, seed: int) -> Plan:
     """Apply GPL's rule for the number of queries, and the limit on all of them.
 
+    Where the rule says how many each passage has, they become fewer first, down to 3, and then the passages.
+
     Args:
         n_passages: Size of the corpus.
         config: Settings of the step.
@@ -115,9 +117,12 @@ def plan(n_passages: int, config: GenerateConfig, seed: int) -> Plan:
     """
     per_passage = config.queries_per_passage or auto_queries_per_passage(n_passages)
     rows = np.arange(n_passages, dtype=np.int64)
-    if config.max_queries and n_passages * per_passage > config.max_queries:
-        n_kept = max(1, config.max_queries // per_passage)
-        rows = np.sort(permutation(seed, "sample", 0, n_passages)[:n_kept])
+    limit = config.max_queries
+    if limit and n_passages * per_passage > limit:
+        if not config.queries_per_passage:
+            per_passage = max(FEWEST_PER_PASSAGE, limit // n_passages)
+        per_passage = min(per_passage, limit)
+        rows = np.sort(permutation(seed, "sample", 0, n_passages)[: limit // per_passage])
     return Plan(rows, per_passage)
 
 

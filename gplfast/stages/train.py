@@ -125,6 +125,7 @@ def from_margins(
             "for a loss that reads none; run `gplfast label` again with this loss"
         )
     in_batch = config.shares_batch(MARGIN_MSE)
+    passage_groups = same_text_groups(corpus.texts()) if in_batch else None
     return Examples(
         query_text=queries.texts.__getitem__,
         passage_text=corpus.text,
@@ -133,7 +134,8 @@ def from_margins(
         negatives=margins.negatives,
         margins=margins.margins,
         query_groups=same_text_groups(queries.texts) if in_batch else None,
-        passage_groups=same_text_groups(corpus.texts()) if in_batch else None,
+        passage_groups=passage_groups,
+        source_groups=_source_groups(queries, passage_groups),
         guide=guide,
     )
 
@@ -146,15 +148,21 @@ def from_queries(
     Equal texts are known, to be kept apart in a batch.
     """
     rows = np.arange(len(queries), dtype=np.int64) if found is None else np.flatnonzero(found.train).astype(np.int64)
+    passage_groups = same_text_groups(corpus.texts())
     return Examples(
         query_text=queries.texts.__getitem__,
         passage_text=corpus.text,
         queries=rows,
         positives=queries.passages[rows],
         query_groups=same_text_groups(queries.texts),
-        passage_groups=same_text_groups(corpus.texts()),
+        passage_groups=passage_groups,
+        source_groups=_source_groups(queries, passage_groups),
         guide=guide,
     )
+
+
+def _source_groups(queries: GeneratedQueries, groups: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64] | None:
+    return None if queries.sources is None or groups is None else groups[queries.sources]
 
 
 def train(

@@ -28,14 +28,18 @@ class Corpus:
     """Documents in the order of their source.
 
     Attributes:
-        table: Arrow table of large_string columns `_id`, `title`, `text`, without nulls.
+        table: Arrow table of large_string columns `_id`, `title`, `text`, without nulls, each in one chunk.
         empty_ids: ids of the documents that were skipped because they have neither title nor text.
         split_words: the longest piece in words, when passages were split, else None; then `_id` is "<id>#<piece>".
     """
 
     def __init__(self, table: pa.Table, *, empty_ids: Sequence[str] = (), split_words: int | None = None) -> None:
-        """Wrap a table that `load_corpus` made, or one of the same columns."""
-        self.table = table
+        """Wrap a table that `load_corpus` made, or one of the same columns.
+
+        Memory: a column of several chunks is copied once, beside the chunks.
+        """
+        # Arrow's take joins all chunks first, whatever it takes: rows would cost a copy of the corpus each time.
+        self.table = table.combine_chunks()
         self.empty_ids = frozenset(empty_ids)
         self.split_words = split_words
 
@@ -140,7 +144,7 @@ def load_corpus(
         DataError: naming file and line, when the source cannot be read, an id is missing or there twice, a field is
             not a string, or no document is left.
 
-    Memory: the texts once, as Arrow columns; files are streamed.
+    Memory: the texts once, as Arrow columns, and a second time while they are joined at the end; files are streamed.
     """
     if split_words is not None and split_words < 1:
         raise DataError(f"split_words is {split_words} but a piece has at least 1 word; give a larger number or None")

@@ -94,6 +94,61 @@ def test_the_loss_is_that_of_the_full_ranking(world, similarity, top, cut):
     assert found == pytest.approx(by_hand(scores, same, top, cut), rel=1e-3)
 
 
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("lost", [5, 39])
+def test_a_document_without_a_vector_is_no_negative(world, similarity, lost):
+    """A search for more than there are ends in -1, which indexes the last document."""
+    import torch
+
+    config = dataclasses.replace(CONFIG, similarity=similarity, search_top=40, metric_cut=40)
+    queries, passages = tiny.texts(6, seed=1), tiny.texts(40, seed=2)
+    students.prepare(0, 1)
+    student = students.open_student(world.student, config).eval()
+    documents = np.asarray(student.encode(passages), np.float32)
+    documents[lost] = np.nan
+
+    def of(documents, own):
+        rows = Examples(queries.__getitem__, passages.__getitem__, np.arange(6), own, documents=documents)
+        data = training_rows.dataset(rows, config)
+        batch = training_rows.collator(student, rows)([data[i] for i in range(6)])
+        label = batch.pop("label")
+        features = {key.removeprefix("query_"): part for key, part in batch.items() if key.endswith(("ids", "mask"))}
+        with torch.no_grad():
+            return float(training_rows.loss(student, config, rows)([features], label))
+
+    own = np.array([3, 0, 11, 20, 38, 9])
+    found, wanted = of(documents, own), of(np.delete(documents, lost, axis=0), own - (own > lost))
+    assert np.isfinite(wanted)
+    assert found == pytest.approx(wanted, rel=1e-6)
+    own[2] = lost  # nothing is learnt from a query whose positive has none
+    assert 0 < of(documents, own) < np.inf
+
+
+def test_the_passage_that_a_query_was_cut_from_is_no_negative(world):
+    import torch
+
+    config = dataclasses.replace(CONFIG, search_top=40, metric_cut=1)  # only pairs with the first rank weigh
+    queries, passages = tiny.texts(6, seed=1), tiny.texts(40, seed=2)
+    students.prepare(0, 1)
+    student = students.open_student(world.student, config).eval()
+    documents, vectors = (np.asarray(student.encode(part), np.float32) for part in (passages, queries))
+    first, own = np.argmax(vectors @ documents.T, axis=1), np.argmin(vectors @ documents.T, axis=1)
+
+    def of(sources):
+        rows = Examples(
+            queries.__getitem__, passages.__getitem__, np.arange(6), own, source_groups=sources, documents=documents
+        )
+        data = training_rows.dataset(rows, config)
+        batch = training_rows.collator(student, rows)([data[i] for i in range(6)])
+        label = batch.pop("label")
+        features = {key.removeprefix("query_"): part for key, part in batch.items() if key.endswith(("ids", "mask"))}
+        with torch.no_grad():
+            return float(training_rows.loss(student, config, rows)([features], label))
+
+    assert of(own) == of(None) > 0
+    assert of(first) == 0
+
+
 def test_training_moves_queries_towards_documents_that_stay(tmp_path, world):
     """The model that is written encodes documents as the base did, and queries better; kill and resume are GenQ's."""
     corpus, queries = tiny.corpus(12), GeneratedQueries(tiny.texts(6, seed=3), np.arange(6, dtype=np.int64))

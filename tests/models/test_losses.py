@@ -339,6 +339,19 @@ def test_batches_whose_passages_are_negatives_hold_no_rows_positive_twice():
     assert unique == [list(range(16)), list(range(16, 32)), list(range(32, 40))]
 
 
+def test_no_batch_holds_the_passage_that_a_query_was_cut_from():
+    draw = np.random.default_rng(0)
+    n, size = 400, 16
+    queries, positives, negatives = np.arange(n), draw.integers(0, 60, n), draw.integers(0, 60, (n, 2))
+    sources = draw.integers(0, 60, n)
+    batches = list(training_rows.apart(queries, positives, negatives, size, sources))
+    assert sorted(row for batch in batches for row in batch) == list(range(n))
+    for batch in batches:
+        for row in batch:
+            others = [other for other in batch if other != row]
+            assert not {positives[row], sources[row]} & {*positives[others], *negatives[others].ravel()}
+
+
 def test_a_segment_of_rgpl_is_batched_in_the_same_way(world):
     """Its rows are taken by their numbers in the whole training, steps of a batch each."""
     from gplfast.models.segments import SegmentRows, Segments

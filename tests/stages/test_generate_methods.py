@@ -21,6 +21,7 @@ from gplfast.errors import ConfigError, DataError
 from gplfast.mining.bm25 import K1, B, Bm25
 from gplfast.mining.copies import plain
 from gplfast.mining.lists import single
+from gplfast.mining.positives import others
 from gplfast.pipeline import Pipeline
 from gplfast.positive_settings import METHODS, T5, check, read_by
 from gplfast.settings import output_settings
@@ -235,6 +236,45 @@ def bm25_by_hand(corpus, part, row):
     return total
 
 
+def test_a_document_of_many_shards_is_searched_once(tmp_path, monkeypatch):
+    texts = stories(14).bodies(np.arange(14))
+    titles = ["one"] * 9 + ["two"] * 3 + ["three"] * 2
+    corpus = load_corpus(pa.table({"_id": [f"d{row}" for row in range(14)], "title": titles, "text": texts}))
+    whole, _ = run(corpus, tmp_path / "whole", "spans")
+    find, searched = others.recurring.find, []
+
+    def count(texts, *args, **options):
+        searched.append(len(texts))
+        return find(texts, *args, **options)
+
+    monkeypatch.setattr(others.recurring, "find", count)
+    monkeypatch.setattr(generate, "SHARD_PASSAGES", 2)
+    parts, _ = run(corpus, tmp_path / "parts", "spans")
+    assert searched == [9, 3, 2]
+    assert parts.texts == whole.texts
+    np.testing.assert_array_equal(parts.passages, whole.passages)
+    np.testing.assert_array_equal(parts.sources, whole.sources)
+
+
+@pytest.mark.parametrize("one_document", [False, True])
+def test_spans_that_do_not_fit_in_memory_are_refused(tmp_path, monkeypatch, one_document):
+    texts = ["Größe und Maß 12", "Eine Größe und Länge", "zwei"]
+    titles = ["one", "one", "two"] if one_document else [""] * 3
+    corpus = load_corpus(pa.table({"_id": list("abc"), "title": titles, "text": texts}))
+    n_passages = 2 if one_document else 3
+    searched = " ".join(texts[:n_passages])
+    n_words, n_bytes = len(searched.split()), len(searched.encode()) - (n_passages - 1)
+    needed = 250 * n_words + n_bytes
+    monkeypatch.setattr(generate, "SHARD_PASSAGES", 2)
+    monkeypatch.setattr(others, "available_bytes", lambda: needed - 1)
+    wanted = rf"about {needed / 1024:.0f} KiB of memory for the {n_words} words of {n_passages} passages .*split_words"
+    with pytest.raises(DataError, match=wanted):
+        run(corpus, tmp_path, "spans")
+    for free in (needed, 0):  # 0: the system does not say
+        monkeypatch.setattr(others, "available_bytes", lambda free=free: free)
+        run(corpus, tmp_path / str(free), "spans", span_window_min=3, extra_draws=20)
+
+
 def test_the_best_spans_are_those_of_an_independent_bm25(tmp_path):
     corpus = stories()
     every, _ = run(corpus, tmp_path / "all", "salient", queries_per_passage=16, extra_draws=0)
@@ -311,6 +351,20 @@ def test_a_query_of_bm25_has_the_best_passage_that_is_not_its_own(tmp_path):
         assert row not in own
         assert row == next(found for found in index.search([text], 3).ids[0] if found not in own)
     assert made.counts["queries without passage"] == 0
+
+
+def test_the_corpus_is_sorted_once_for_all_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "SHARD_PASSAGES", 2)
+    corpus = stories(21)
+    argsort, sorted_whole = np.argsort, []
+
+    def count(values, *args, **options):
+        sorted_whole.append(np.shape(values) == (21,))
+        return argsort(values, *args, **options)
+
+    monkeypatch.setattr(np, "argsort", count)
+    run(corpus, tmp_path, "bm25")
+    assert sum(sorted_whole) == 1
 
 
 def test_real_queries_get_their_best_passage(tmp_path):

@@ -197,7 +197,18 @@ def test_a_limit_takes_a_sample_of_passages_by_the_seed(tmp_path):
     assert generate.plan(30, GenerateConfig(queries_per_passage=3, max_queries=90), 0).passages.tolist() == list(
         range(30)
     )
-    assert len(generate.plan(30, GenerateConfig(queries_per_passage=3, max_queries=1), 0).passages) == 1
+    one = generate.plan(30, GenerateConfig(queries_per_passage=3, max_queries=1), 0)
+    assert (len(one.passages), one.per_passage) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("limit", "n_used", "per_passage"),
+    [(1000, 100, 10), (350, 100, 3), (299, 99, 3), (100, 33, 3), (2, 1, 2), (0, 100, 2500), (250_000, 100, 2500)],
+)
+def test_a_limit_lowers_an_automatic_quota_before_it_drops_passages(limit, n_used, per_passage):
+    plan = generate.plan(100, GenerateConfig(max_queries=limit), 0)
+    assert (len(plan.passages), plan.per_passage) == (n_used, per_passage)
+    assert not limit or len(plan.passages) * plan.per_passage <= limit
 
 
 def test_temperature_does_not_drop_top_p(tmp_path):

@@ -100,10 +100,14 @@ def genq_examples():
     return train.from_queries(corpus, GeneratedQueries(tiny.texts(16, seed=3), np.arange(16, dtype=np.int64) % 12))
 
 
-@pytest.mark.parametrize("loss", [MARGIN_MSE, MNRL])
-def test_a_run_that_stopped_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path, world, monkeypatch, loss):
+@pytest.mark.parametrize("kind", ["margins", "genq", "genq, cut from others"])
+def test_a_run_that_stopped_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path, world, monkeypatch, kind):
     """GPL's checkpoints had no optimizer state: its training could not go on. GenQ's is killed in its second epoch."""
-    rows = examples() if loss == MARGIN_MSE else genq_examples()
+    loss = MARGIN_MSE if kind == "margins" else MNRL
+    rows = examples() if kind == "margins" else genq_examples()
+    if kind == "genq, cut from others":
+        rows = dataclasses.replace(rows, source_groups=(np.arange(16) + 3) % 12)
+        assert callable(training_rows.batch_sampler(rows, CONFIG))
     whole, _ = run(tmp_path / "a", world, rows, loss=loss)
     real = training._callback
 
@@ -264,9 +268,65 @@ def test_genq_keeps_equal_passages_out_of_a_batch(world):
     assert training_rows.batch_sampler(rows, CONFIG) == "no_duplicates"
 
 
-def test_genq_trains(tmp_path, world):
+def cut_from_others():
+    """Each query's source is the passage before its positive; passages 0 and 6 say the same."""
+    from gplfast.store.corpus import load_corpus
+
+    texts = tiny.texts(12)
+    passages = np.arange(24, dtype=np.int64) % 12
+    queries = GeneratedQueries(tiny.texts(24, seed=3), passages, (passages - 1) % 12)
+    return load_corpus([*texts[:6], texts[0], *texts[7:]]), queries
+
+
+def holds_a_source(batch, positives, sources, texts):
+    return any(texts[sources[row]] == texts[positives[other]] for row in batch for other in batch if other != row)
+
+
+def test_genq_keeps_the_passage_of_a_query_out_of_its_batch():
+    corpus, queries = cut_from_others()
+    texts = corpus.texts()
+    rows = train.from_queries(corpus, queries)
+    dataset = training_rows.dataset(rows, CONFIG)
+    sampler = training_rows.batch_sampler(rows, CONFIG)(dataset, 4, True, seed=5)
+    epochs = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+        assert epochs[-1] == list(sampler)
+        assert len(epochs[-1]) == len(sampler) == 6
+        used = [row for batch in epochs[-1] for row in batch]
+        assert len(set(used)) == len(used) >= 18
+        for batch in epochs[-1]:
+            assert len({texts[queries.passages[row]] for row in batch}) == len(batch) <= 4
+            assert not holds_a_source(batch, queries.passages, queries.sources, texts)
+    assert epochs[0] != epochs[1] != epochs[2]
+    adore = dataclasses.replace(CONFIG, loss="adore")  # its negatives are not the batch's
+    assert training_rows.batch_sampler(rows, adore) == "no_duplicates"
+
+
+def test_rows_with_negatives_keep_the_passage_of_a_query_out_of_its_batch():
+    from gplfast.store.margins import Margins
+
+    corpus, queries = cut_from_others()
+    numbers = np.arange(24, dtype=np.int64)
+    negatives = (queries.passages + 3) % 12
+    margins = Margins(numbers, queries.passages, negatives, np.zeros(24, np.float32))
+    config = dataclasses.replace(CONFIG, loss="mnrl", batch_size=4)
+    found = training_rows.batches(train.from_margins(corpus, queries, margins, config), config)
+    texts = corpus.texts()
+    assert sorted(row for batch in found for row in batch) == numbers.tolist()
+    for batch in found:
+        assert not holds_a_source(batch, queries.passages, queries.sources, texts)
+        assert not holds_a_source(batch, negatives, queries.sources, texts)
+    assert max(map(len, found)) > 1
+
+
+@pytest.mark.parametrize("of_others", [False, True])
+def test_genq_trains(tmp_path, world, of_others):
     corpus = tiny.corpus(12)
     queries = GeneratedQueries(tiny.texts(24, seed=3), np.arange(24, dtype=np.int64) % 12)
+    if of_others:
+        corpus, queries = cut_from_others()
     config = dataclasses.replace(CONFIG, steps=0, visits_per_query=1.0, batch_size=8)
     path, report = run(tmp_path, world, train.from_queries(corpus, queries), config, MNRL)
     assert (path / "modules.json").is_file()

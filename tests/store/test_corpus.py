@@ -61,6 +61,25 @@ def test_text_is_title_and_text_without_leading_space(tmp_path):
     assert not corpus.has("z")
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow", "list", "wrapped"])
+def test_every_column_is_one_chunk_so_that_rows_are_taken_without_a_copy_of_all(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(columns, "BATCH_ROWS", 2)
+    rows = [(str(number), f"title {number}", f"text {number}") for number in range(9)]
+    chunked = pa.concat_tables([arrow(rows[start : start + 4]) for start in range(0, 9, 4)])
+    if kind == "jsonl":
+        (tmp_path / "c.jsonl").write_text(jsonl(rows))
+        corpus = load_corpus(tmp_path / "c.jsonl")
+    elif kind == "parquet":
+        pq.write_table(chunked, tmp_path / "c.parquet", row_group_size=4)
+        corpus = load_corpus(tmp_path / "c.parquet")
+    elif kind == "list":
+        corpus = load_corpus([f"text {number}" for number in range(9)])
+    else:
+        corpus = load_corpus(chunked) if kind == "arrow" else Corpus(chunked)
+    assert [column.num_chunks for column in corpus.table.columns] == [1, 1, 1]
+    assert corpus.bodies(np.array([8, 3])) == ["text 8", "text 3"]
+
+
 def test_title_may_be_missing_or_null(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_text('{"_id": "1", "text": "x"}\n\n{"_id": "2", "title": null, "text": "y", "metadata": {"k": 1}}\n')

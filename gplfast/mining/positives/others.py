@@ -12,11 +12,16 @@ from gplfast.mining.bm25 import stop_words
 from gplfast.mining.positives import documents, recurring
 from gplfast.mining.positives.job import N_CUT, Job, Method, Sample, Sampler
 from gplfast.mining.positives.text import Words, draws, pick
+from gplfast.store.memory import available_bytes, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gplfast.mining.lists import Int64
+
+# Of a text that is searched for spans that recur, see `recurring.find`; the text itself comes on top.
+_BYTES_PER_WORD = 250
+_WORD = r"[\pL\pN]+"  # `copies.WORD` for RE2
 
 
 def neighbours(job: Job) -> Method:
@@ -56,7 +61,7 @@ def spans(job: Job) -> Method:
     The others are passages of its document; where no document has two, any.
 
     Raises:
-        DataError: The corpus has one passage.
+        DataError: The corpus has one passage, or what is searched at once does not fit in memory.
     """
     job.need_others()
     starts = documents.document_starts(job.corpus)
@@ -65,11 +70,22 @@ def spans(job: Job) -> Method:
         whole = _Searched(job, np.arange(len(job.corpus)), np.zeros(len(job.corpus), np.int64))
         return whole.samplers
 
+    searched: _Searched | None = None
+
     def of(rows: Int64) -> Iterator[Sampler]:
+        nonlocal searched
+        if searched is not None:  # the last document may go on from shard to shard: it is searched once
+            n_known = searched.n_known(rows)
+            yield from searched.samplers(rows[:n_known])
+            rows = rows[n_known:]
+        if not len(rows):
+            return
         # Whole documents, however the shards cut them.
-        parts = [np.arange(starts[row], stops[row]) for row in rows.tolist()]
-        wanted = np.unique(np.concatenate(parts))
-        return _Searched(job, wanted, starts[wanted]).samplers(rows)
+        firsts = np.unique(starts[rows])
+        wanted = np.concatenate([np.arange(first, stops[first]) for first in firsts.tolist()])
+        searched = None  # one at a time in memory
+        searched = _Searched(job, wanted, starts[wanted])
+        yield from searched.samplers(rows)
 
     return of
 
@@ -78,7 +94,12 @@ class _Searched:
     """Passages whose recurring spans are known."""
 
     def __init__(self, job: Job, rows: Int64, numbers: Int64) -> None:
-        """Search these rows, in documents of these numbers; rows ascend."""
+        """Search these rows, in documents of these numbers; rows ascend.
+
+        Raises:
+            DataError: They do not fit in memory.
+        """
+        _refuse_too_large(job, rows)
         self._job, self._rows = job, rows
         self._texts = [Words.of(body) for body in job.bodies(rows)]
         config = job.config
@@ -89,6 +110,10 @@ class _Searched:
             shortest=config.span_words_min,
             longest=config.span_words_max,
         )
+
+    def n_known(self, rows: Int64) -> int:
+        """How many of these rows were searched before the first that was not."""
+        return int(np.logical_and.accumulate(np.isin(rows, self._rows)).sum())
 
     def samplers(self, rows: Int64) -> Iterator[Sampler]:
         """What samples each passage."""
@@ -110,3 +135,21 @@ class _Searched:
             random[2:],
         )
         return query, int(self._rows[source])
+
+
+def _refuse_too_large(job: Job, rows: Int64) -> None:
+    import pyarrow.compute as pc
+
+    texts = job.corpus.table["text"]
+    if len(rows) < len(texts):
+        texts = texts.take(rows)
+    n_words = int(pc.sum(pc.count_substring_regex(texts, _WORD)).as_py() or 0)
+    needed = _BYTES_PER_WORD * n_words + int(pc.sum(pc.binary_length(texts)).as_py() or 0)
+    free = available_bytes()
+    if 0 < free < needed:  # 0: not known
+        raise DataError(
+            f"generate: method spans needs about {in_words(needed)} of memory for the {n_words:,} words of "
+            f"{len(rows):,} passages that it searches at once but {in_words(free)} are available; give the parts of "
+            "each document a title of their own, one after the other, or split long documents (input.split_words), so "
+            "that it searches a few documents at a time, or use another method, e.g. crop"
+        )
