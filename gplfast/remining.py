@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gplfast.artifacts import Report
     from gplfast.mining.dense import Encoder
     from gplfast.mining.filtering import Asked
+    from gplfast.mining.scoring import OpenStore
     from gplfast.models.student_encoder import StudentEncoder
     from gplfast.models.training_rows import Examples
     from gplfast.stages.refresh import Refreshes, RowsOf, Steps, Student
@@ -60,6 +61,7 @@ class Remining(Systems):
         return refresh.read_log(self.directory("train rgpl"))
 
     def _refresh_steps(self) -> Steps:
+        from gplfast.mining.scoring import stores_of
         from gplfast.stages import label, mine, refresh
 
         config, scores = self.config, self.work.path("scores")
@@ -67,9 +69,10 @@ class Remining(Systems):
         teacher, *more = (self._served(name) for name in self.teachers())
         negatives = {**inputs, "negatives": self._input("mine").key}
         mining = self._mining_of_refreshes()
-        # Opened once for all refreshes.
+        # Opened once for all refreshes, by filters and labels.
         openers = [functools.cache(self.opener_of_teacher(place)) for place in range(len(self.teachers()))]
-        filters = self._filters(openers[0])
+        open_store = stores_of(scores)
+        filters = self._filters(openers[0], open_store)
         if filters.config.audit:  # of the negatives before training; each refresh would pay for it again
             filters = filters._replace(config=dataclasses.replace(filters.config, audit=0))
         n_queries, n_passages = len(self.queries()), len(self.corpus)
@@ -94,7 +97,7 @@ class Remining(Systems):
                 open_teacher=openers[0],
                 more_teachers=openers[1:],
                 compared_on=self.negatives() if len(openers) > 1 else None,
-                scores=scores,
+                open_store=open_store,
                 seed=config.seed,
                 report=report,
                 rows=rows,
@@ -144,15 +147,16 @@ class Remining(Systems):
             batch_size=config.refresh.batch_size,
         )
 
-    def _filters(self, open_teacher: Callable[[], Any] | None = None) -> Asked:
-        """The filters of every search for negatives; what opens the teacher where it is opened already."""
+    def _filters(self, open_teacher: Callable[[], Any] | None = None, open_store: OpenStore | None = None) -> Asked:
+        """The filters of every search for negatives; what opens the teacher and its scores where they are open."""
         from gplfast.mining.filtering import Asked, reader
-        from gplfast.mining.scoring import scorer_of
+        from gplfast.mining.scoring import scorer_of, stores_of
 
         config, label = self.config.filter, self.config.label
         if not (config.by_teacher or config.audit):
             return Asked(config)
-        scorer = scorer_of(label, open_teacher or self.opener_of_teacher(0), self.work.path("scores"))
+        open_store = open_store or stores_of(self.work.path("scores"))
+        scorer = scorer_of(label, open_teacher or self.opener_of_teacher(0), open_store)
         logits = label.activation in {"identity", "default"}
         return Asked(config, scorer, logits, reader(label, self._served(label.model)))
 

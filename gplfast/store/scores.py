@@ -89,7 +89,7 @@ class ScoreStore:
         return self._find(_keys(queries, docs))
 
     def append(self, queries: Sequence[str], docs: Sequence[str], scores: NDArray[np.float32]) -> int:
-        """Add pairs, in one atomic shard. Pairs that are known already keep their first score.
+        """Add pairs, in one atomic shard of a new name. Pairs that are known already keep their first score.
 
         Args:
             queries: n query texts.
@@ -127,8 +127,9 @@ class ScoreStore:
             "document": _fixed(np.ascontiguousarray(content[:, 1])),
             "score": pa.array(values, pa.float32()),
         }
-        write_parquet(self.directory / f"scores-{self._next_shard:06d}.parquet", pa.table(columns))
-        self._next_shard += 1
+        while (path := self.directory / f"scores-{self._next_shard:06d}.parquet").exists():
+            self._next_shard += 1  # of another store that is open on this directory
+        write_parquet(path, pa.table(columns))
         self._add(keys, values)
         return len(new)
 

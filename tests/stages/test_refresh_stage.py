@@ -18,6 +18,7 @@ from gplfast.pipeline import Pipeline
 from gplfast.steps import scored_margins, train
 from gplfast.store.manifest import Manifest
 from gplfast.store.negatives import Negatives
+from gplfast.store.scores import n_stored
 from gplfast.store.shards import ShardSet
 
 pytest.importorskip("sentence_transformers", reason="the train extra is not installed")
@@ -174,8 +175,8 @@ def test_joined_lists_keep_the_old_ones(world, work, whole):
     assert any(negative not in mined(student, 1)[query] for query, negative in drawn)
 
 
-def test_filters_hold_for_refreshes_too(world, work, whole):
-    """What the teacher takes for an answer is in no refreshed list, nor drawn from the one before."""
+def test_filters_hold_for_refreshes_too(world, work, whole, monkeypatch):
+    """What the teacher takes for an answer is in no refreshed list; filters and labels ask it once for each pair."""
     from gplfast.models import CrossEncoder
     from gplfast.store.corpus import load_corpus
 
@@ -188,7 +189,16 @@ def test_filters_hold_for_refreshes_too(world, work, whole):
         return teacher.score(*cut, activation="sigmoid")
 
     limit = float(np.median(probabilities(whole)))
-    student = run(world, work, filter={"denoise": limit})
+    asked, stored, score = [], n_stored(work / "scores"), CrossEncoder.score
+
+    def scored(self, texts, passages, **more):
+        asked.extend(zip(texts, passages, strict=True))
+        return score(self, texts, passages, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CrossEncoder, "score", scored)
+        student = run(world, work, filter={"denoise": limit})
+    assert n_stored(work / "scores") - stored == len(set(asked)) == len(asked) > 0
     assert probabilities(student).max() <= limit + 1e-4
     assert {len(rows) for rows in mined(student, 1)} == {6}
     counts = Manifest.read(student / "refresh" / "1" / "mine").counts

@@ -46,7 +46,7 @@ def run(folder, parts, teachers, config=None, **train):
         config=config,
         train=train_config,
         open_teacher=first,
-        scores=folder / "scores",
+        open_store=scoring.stores_of(folder / "scores"),
         seed=0,
         more_teachers=more,
     )
