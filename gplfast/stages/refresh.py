@@ -361,11 +361,19 @@ class Refreshes:
             copy = self._frozen(number, student)
             self._job = Job(lambda report: self._make(number + 1, number, copy, report))
         if number > 1:
-            shutil.rmtree(self._snapshot(number - 1), ignore_errors=True)
+            self._drop_snapshot(number - 1)
         return record
 
     def _snapshot(self, number: int) -> Path:
         return self._folders.path(number, "student")
+
+    def _drop_snapshot(self, number: int) -> None:
+        """Delete a student under another name: what a kill leaves of it is not taken for a whole one."""
+        snapshot, dropped = self._snapshot(number), self._folders.path(number, "student.dropped")
+        shutil.rmtree(dropped, ignore_errors=True)
+        if snapshot.is_dir():
+            snapshot.rename(dropped)
+            shutil.rmtree(dropped, ignore_errors=True)
 
     def _frozen(self, number: int, student: Student) -> Student | None:
         return student.frozen(self._snapshot(number)) if number else None

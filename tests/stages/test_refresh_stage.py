@@ -274,7 +274,7 @@ def test_the_step_alone_trains_rgpl(world, work, whole):
 
 # Kills its process at a point that a file or a call names.
 KILLER = """
-import json, os, signal, sys, time
+import json, os, shutil, signal, sys, time
 from gplfast.config import load_config
 from gplfast.mining import background
 from gplfast.models import served_student, training
@@ -303,6 +303,14 @@ elif point == "record":
     before(segments.SegmentFolders, "write", lambda self, number, record: number == 1)
 elif point.startswith("stuck"):  # the list that is mined beside training is not finished
     before(served_student.ServedStudent, "encode", lambda *_, **__: time.sleep(1e6))
+elif point == "drop":  # the student that mined was deleted in part
+    rmtree = shutil.rmtree
+    def dropping(path, *rest, **more):
+        if "/refresh/1/student" in str(path) and os.path.isdir(path):
+            os.unlink(os.path.join(path, "model.safetensors"))
+            die()
+        return rmtree(path, *rest, **more)
+    shutil.rmtree = dropping
 if point == "stuck at its end":
     before(background.Job, "wait", lambda *_: os.path.isdir(work + "/train/rgpl/refresh/1/student"))
 elif point.startswith(("step", "stuck")):
@@ -333,7 +341,7 @@ def killed_at(point, world, work, options):
     ("mode", "points"),
     [
         ("sync", ["embed", "label", "record", "step 6", "step 9"]),
-        ("async", ["step 2", "stuck at step 6", "stuck at its end", "step 10"]),
+        ("async", ["step 2", "stuck at step 6", "stuck at its end", "drop", "step 10"]),
     ],
 )
 def test_kill_9_gives_the_weights_and_rows_of_one_run(world, work, tmp_path, mode, points):
@@ -352,4 +360,4 @@ def test_kill_9_gives_the_weights_and_rows_of_one_run(world, work, tmp_path, mod
     for entry in (entry for log in logs for entry in log):
         entry.pop("seconds")
     assert logs[0] == logs[1]
-    assert not list(again.rglob("student"))
+    assert not list(again.rglob("student*"))
