@@ -319,11 +319,12 @@ def _chosen(job: _Job, source: sources.Source, shard: _Shard, drop: Callable[...
     """The negatives among a source's candidates, those left out that `drop` drops."""
     candidates = _candidates(job, source, shard)
     at_random = job.config.sampling == "random" and source.column not in sources.DRAWN
+    places = None
     if at_random:
-        candidates = draws.shuffled(candidates, seed=job.seed, column=source.column, first_query=shard.start)
+        candidates, places = draws.shuffled(candidates, seed=job.seed, column=source.column, first_query=shard.start)
     retriever = shard.retrievers.get(source.retriever)
     own = retriever and functools.partial(retriever.pair_scores, shard.queries, shard.positives)
-    chosen = draws.first(drop(candidates, shard.positives, own, shard.queries, source), source.n)
+    chosen = draws.first(drop(candidates, shard.positives, own, shard.queries, source, places=places), source.n)
     return draws.best_first(chosen) if at_random and source.retriever else chosen
 
 

@@ -312,3 +312,26 @@ def test_an_audit_makes_nothing_stale_and_is_made_once(tmp_path, queries):
     assert len(teacher.asked) == n_asked
     run(tmp_path, corpus, queries, FilterConfig(audit=6), teacher=teacher)
     assert len(teacher.asked) > n_asked
+
+
+@pytest.mark.parametrize(("source", "low"), [("a", 0), ("a@3-20", 3)])
+def test_a_function_sees_candidates_by_their_rank_in_the_search(tmp_path, queries, source, low):
+    """Also where candidates are drawn: in rank order, best score first, ranks those of the whole search."""
+    pytest.importorskip("numba")
+    file = tmp_path / "seen.py"
+    file.write_text(
+        "import numpy as np\n\n\ndef keep(scores, positive_scores, ranks):\n"
+        "    in_order = bool((np.diff(scores) <= 0).all() and (np.diff(ranks) == 1).all())\n"
+        f"    return (ranks >= {low + 2}) & (ranks < {low + 6}) & in_order\n"
+    )
+    corpus, encoders = tiny.corpus(30), {"a": tiny.HashEncoder("a")}
+    search = run(
+        tmp_path / "w", corpus, queries, FilterConfig(), encoders=encoders, options={"negatives_per_query": 20}
+    )
+    options = {"sources": (f"{source}:4",), "sampling": "random", "candidates": 20}
+    found = run(
+        tmp_path / "r", corpus, queries, FilterConfig(function=f"{file}:keep"), encoders=encoders, options=options
+    )
+    (ranked,), (chosen,) = search.lists.values(), found.lists.values()
+    for query in range(len(queries)):
+        assert chosen[query].tolist() == ranked[query].tolist()[low + 2 : low + 6]
