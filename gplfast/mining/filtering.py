@@ -239,7 +239,8 @@ class Filtering:
         means = self._means
         if (teacher := means.teacher) is not None:
             means = means._replace(teacher=lambda numbers, docs: teacher(queries[numbers], docs))
-        limited = own_scores is not None and (not config.scored or source.column in config.scored)
+        named = not config.scored or {source.column, source.retriever} & set(config.scored)
+        limited = own_scores is not None and bool(named)
         found = choose(Scored(positives, own), offered, source.n, config, means, limited=limited)
         lengths = np.bincount(owner_of(offered.lists)[found.kept], minlength=len(queries))
         tally.add(found, offered.lists, int((kept & (lengths < source.n)).sum()))

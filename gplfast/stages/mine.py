@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gplfast.errors import ConfigError, DataError
+from gplfast.errors import DataError
 from gplfast.mining import dense, draws, retrievers, semi_hard, sources
 from gplfast.mining.approximate import Approximate
 from gplfast.mining.audit import audited
@@ -332,8 +332,6 @@ def _hard_positives(job: _Job, shard: _Shard) -> Int64 | None:
     """The positive of each query that the first retriever ranks lowest, where that is asked for."""
     if job.config.positives == "all":
         return None
-    if not shard.retrievers:
-        raise ConfigError("[mine] positives is hard but no source has a retriever; add dense or bm25 to sources")
     retriever = next(iter(shard.retrievers.values()))
     return hardest(retriever.pair_scores(shard.queries, shard.positives), shard.positives)
 

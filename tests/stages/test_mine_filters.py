@@ -13,6 +13,7 @@ from gplfast.mining.audit import AUDIT_FILE, audit, sample
 from gplfast.mining.filtering import Asked
 from gplfast.mining.lists import Lists, from_sequences
 from gplfast.mining.scoring import PairScorer
+from gplfast.pipeline import Pipeline
 from gplfast.stages import mine
 from gplfast.store.generated import GeneratedQueries
 from gplfast.store.labelled import LabelledQueries
@@ -237,6 +238,29 @@ def test_sources_that_nothing_ranked_have_no_limits_of_the_score(tmp_path, queri
         tmp_path / "b", corpus, queries, FilterConfig(max_score=-9.0, scored=("b",)), options=options, encoders=encoders
     )
     assert len(found.lists["a"].docs) == 36
+
+
+def test_limits_are_for_a_column_or_for_all_of_a_retriever(tmp_path, queries):
+    corpus, encoders = tiny.corpus(60), {"a": tiny.HashEncoder("a")}
+    options = {"sources": ("a:3", "a@10-20:4")}
+    for name, lengths in {"a": [0, 0], "a@10-20": [36, 0]}.items():
+        config = FilterConfig(max_score=-9.0, scored=(name,))
+        found = run(tmp_path / name, corpus, queries, config, options=options, encoders=encoders)
+        assert [len(ranked.docs) for ranked in found.lists.values()] == lengths
+
+
+def test_scored_names_what_there_is(world, tmp_path):
+    mining = {"sources": ["dense@2-9:3", "random:2"]}
+    column = f"{world.student.name}@2-9"
+
+    def wanted(*scored):
+        given = world.settings(mine=mining, filter={"min_score": 0.0, "scored": scored})
+        return Pipeline(world.corpus, tmp_path, load_config(overrides=given)).wanted("mine")
+
+    assert wanted(world.student.name, column, "student").config["filter"]["scored"]
+    for name in ("minilm", "random", "bm25"):
+        with pytest.raises(ConfigError, match=rf"\[filter\] scored names '{name}' but the retrievers of \[mine\] are"):
+            wanted(column, name)
 
 
 def test_embeddings_are_needed_to_compare_them(tmp_path, queries):
