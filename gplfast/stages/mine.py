@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gplfast.errors import DataError
 from gplfast.mining import dense, draws, retrievers, semi_hard, sources
 from gplfast.mining.approximate import Approximate
-from gplfast.mining.audit import audited
+from gplfast.mining.audit import audited, forget
 from gplfast.mining.bm25 import Ranking
 from gplfast.mining.explicit import read_explicit
 from gplfast.mining.filtering import OVERFETCH, Asked, Filtering, Tally, named
@@ -140,6 +140,7 @@ def mine(
         The negatives of every query; the same for any number of threads and after any kill.
     """
     if not freshness(directory, wanted).fresh:
+        forget(directory)
         job = _Job(corpus, queries, wanted, config, embeddings, seed, threads, filters or Asked(), report)
         _run(job, ShardSet(directory, wanted), encoders)
     found = load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))

@@ -338,6 +338,20 @@ def test_an_audit_makes_nothing_stale_and_is_made_once(tmp_path, queries):
     assert len(teacher.asked) > n_asked
 
 
+def test_an_audit_is_of_the_negatives_beside_it(tmp_path, queries):
+    corpus, teacher = tiny.corpus(60), NumberTeacher()
+    run(tmp_path, corpus, queries, FilterConfig(audit=5), teacher=teacher)
+    told, n_asked = counts(tmp_path), len(teacher.asked)
+    made = Manifest.read(tmp_path / "mine")
+    made.with_counts({name: n for name, n in told.items() if "audited" not in name}).write(tmp_path / "mine")
+    run(tmp_path, corpus, queries, FilterConfig(audit=5), teacher=teacher)
+    assert counts(tmp_path) == told
+    assert len(teacher.asked) == n_asked
+    run(tmp_path, corpus, queries, FilterConfig(max_score=0.9), teacher=teacher)
+    assert not (tmp_path / "mine" / AUDIT_FILE).exists()
+    assert "negatives audited" not in counts(tmp_path)
+
+
 @pytest.mark.parametrize(("source", "low"), [("a", 0), ("a@3-20", 3)])
 def test_a_function_sees_candidates_by_their_rank_in_the_search(tmp_path, queries, source, low):
     """Also where candidates are drawn: in rank order, best score first, ranks those of the whole search."""
