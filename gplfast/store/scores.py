@@ -182,14 +182,6 @@ class ScoreStore:
         return Known(scores, known)
 
 
-def n_stored(directory: str | Path) -> int:
-    """How many pairs the stores of all teachers in a directory hold, from the files' sizes alone."""
-    import pyarrow.parquet as pq
-
-    files = (path for path in Path(directory).glob("*/scores-*.parquet") if _SHARD.fullmatch(path.name))
-    return sum(pq.read_metadata(path).num_rows for path in files)
-
-
 def _read_shard(path: Path) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
     import pyarrow as pa
 

@@ -11,14 +11,16 @@ import sys
 
 import numpy as np
 import pytest
+from models.conftest import build_encoder
 
 from gplfast import errors
 from gplfast.config import load_config
+from gplfast.models.selection import Selector
 from gplfast.pipeline import Pipeline
 from gplfast.steps import scored_margins, train
+from gplfast.store.atomic import read_parquet
 from gplfast.store.manifest import Manifest
 from gplfast.store.negatives import Negatives
-from gplfast.store.scores import n_stored
 from gplfast.store.shards import ShardSet
 
 pytest.importorskip("sentence_transformers", reason="the train extra is not installed")
@@ -48,6 +50,11 @@ def table(folder):
     return ShardSet(folder, Manifest.read(folder)).table()
 
 
+def n_stored(work):
+    """Pairs in the stores of all teachers."""
+    return sum(read_parquet(path).num_rows for path in (work / "scores").glob("*/scores-*.parquet"))
+
+
 def rows_of(folder, number):
     found = table(folder / "refresh" / str(number) / "label").to_pydict()
     return list(zip(found["query"], found["positive"], found["negative"], strict=True))
@@ -74,6 +81,14 @@ def prepared(world, tmp_path_factory):
 @pytest.fixture
 def work(prepared, tmp_path):
     return shutil.copytree(prepared, tmp_path / "work", ignore=shutil.ignore_patterns(".lock*"))
+
+
+@pytest.fixture(scope="module")
+def beside(world, prepared, tmp_path_factory):
+    """The same with lists that are mined beside training."""
+    work = tmp_path_factory.mktemp("beside") / "work"
+    shutil.copytree(prepared, work, ignore=shutil.ignore_patterns(".lock*"))
+    return run(world, work, refresh={"mode": "async"})
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +204,7 @@ def test_filters_hold_for_refreshes_too(world, work, whole, monkeypatch):
         return teacher.score(*cut, activation="sigmoid")
 
     limit = float(np.median(probabilities(whole)))
-    asked, stored, score = [], n_stored(work / "scores"), CrossEncoder.score
+    asked, stored, score = [], n_stored(work), CrossEncoder.score
 
     def scored(self, texts, passages, **more):
         asked.extend(zip(texts, passages, strict=True))
@@ -198,7 +213,7 @@ def test_filters_hold_for_refreshes_too(world, work, whole, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(CrossEncoder, "score", scored)
         student = run(world, work, filter={"denoise": limit})
-    assert n_stored(work / "scores") - stored == len(set(asked)) == len(asked) > 0
+    assert n_stored(work) - stored == len(set(asked)) == len(asked) > 0
     assert probabilities(student).max() <= limit + 1e-4
     assert {len(rows) for rows in mined(student, 1)} == {6}
     counts = Manifest.read(student / "refresh" / "1" / "mine").counts
@@ -213,10 +228,10 @@ def test_a_loss_without_scores_asks_no_teacher(world, work):
     config["train"] = {**TRAIN, "loss": "mnrl"}
     config["label"] = {**config["label"], "keep_share": 1.0}
     made = Pipeline(world.corpus, work, load_config(overrides=config))
-    stored = made.refreshes()._steps.pairs_stored()
+    stored = n_stored(work)
     with made.work:
         made.run()
-    assert made.refreshes()._steps.pairs_stored() == stored
+    assert n_stored(work) == stored > 0
     assert not Manifest.read(work / "label").models
     assert not (work / "label" / "teachers.json").exists()
     log = made.refreshes_log()
@@ -230,7 +245,7 @@ def test_a_loss_without_scores_asks_no_teacher(world, work):
         train(world.corpus, work=work, config=changed)
 
 
-def test_asynchronous_lists_are_used_one_refresh_later(world, work, whole):
+def test_asynchronous_lists_are_used_one_refresh_later(world, work, whole, beside):
     gpl = table(work / "label").to_pydict()["negative"]
     student = run(world, work, refresh={"mode": "async"})
     assert [negative for *_, negative in rows_of(student, 1)] == gpl[16:32]
@@ -243,6 +258,35 @@ def test_asynchronous_lists_are_used_one_refresh_later(world, work, whole):
     assert not list(student.rglob("student"))
     again = run(world, shutil.copytree(work, work.parent / "again", ignore=shutil.ignore_patterns("rgpl", ".lock*")))
     assert weights(again) == weights(whole)
+    assert weights(student) == weights(beside)
+    assert [rows_of(student, number) for number in range(3)] == [rows_of(beside, number) for number in range(3)]
+
+
+def test_refreshes_that_training_did_not_reach_are_not_told(world, work, monkeypatch):
+    """Patience ends training while the next segment's list is mined."""
+    monkeypatch.setattr(Selector, "_look", lambda self, step: self._keep(step, -step) or step == 6)
+    train = {**TRAIN, "dev_share": 0.2, "select_patience": 1}
+    config = {**settings(world, refresh={"mode": "async"}), "train": train}
+    made = Pipeline(world.corpus, work, load_config(overrides=config))
+    with made.work:
+        made.run()
+    student = work / "train" / "rgpl"
+    log = json.loads((student / "training.json").read_text())["refreshes"]
+    assert [entry["step"] for entry in log] == [4]
+    assert log == json.loads((student / "refreshes.json").read_text()) == made.refreshes_log()
+    counts = Manifest.read(student).counts
+    assert (counts["steps"], counts["rows"], counts["refreshes"]) == (6, 24, 0)
+
+
+def test_pairs_of_several_teachers_count_once(world, work, tmp_path):
+    second = tmp_path / "second"
+    second.mkdir()
+    build_encoder(second, "minilm", n_labels=1, seed=7)
+    student = run(world, work, label={"more_models": [str(second)]})
+    for entry, number in zip(json.loads((student / "refreshes.json").read_text()), (1, 2), strict=True):
+        n_pairs = len({(query, passage) for query, *passages in rows_of(student, number) for passage in passages})
+        assert entry["pairs_scored"] + entry["pairs_saved"] == n_pairs
+        assert entry["pairs_saved"] > 0
 
 
 def test_other_refreshes_make_only_this_student_stale(world, whole):
@@ -278,6 +322,7 @@ import json, os, shutil, signal, sys, time
 from gplfast.config import load_config
 from gplfast.mining import background
 from gplfast.models import served_student, training
+from gplfast.models.selection import Selector
 from gplfast.pipeline import Pipeline
 from gplfast.store import segments
 
@@ -344,11 +389,11 @@ def killed_at(point, world, work, options):
         ("async", ["step 2", "stuck at step 6", "stuck at its end", "drop", "step 10"]),
     ],
 )
-def test_kill_9_gives_the_weights_and_rows_of_one_run(world, work, tmp_path, mode, points):
+def test_kill_9_gives_the_weights_and_rows_of_one_run(world, work, request, mode, points):
     """In the middle of a refresh it goes on from the checkpoint before it, between two from the newest one."""
     options = {"refresh": {"mode": mode}}
-    other = shutil.copytree(work, tmp_path / "killed", ignore=shutil.ignore_patterns(".lock*"))
-    once = run(world, work, **options)
+    other = shutil.copytree(work, work.parent / "killed", ignore=shutil.ignore_patterns(".lock*"))
+    once = request.getfixturevalue("beside" if mode == "async" else "whole")
     for point in points:
         killed_at(point, world, other, options)
     killed_at("none", world, other, options)
