@@ -194,8 +194,9 @@ class Artifacts:
 
     def _filter_identity(self) -> dict[str, Any]:
         """What the filters depend on."""
-        from gplfast.mining import filtering
+        from gplfast.mining import filtering, sources
 
+        sources.check_scored(self.config.filter.scored, self.config.mine)
         return filtering.identity(self.config.filter, self.config.label, lambda: self._served(self.config.label.model))
 
     def _wanted_gpl(self, inputs: dict[str, str]) -> Manifest:

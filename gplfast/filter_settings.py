@@ -21,7 +21,7 @@ class FilterConfig(Checked):
         None, "drop where score > p - this x |p|, p the lowest positive's score (NV-Retriever: 0.05)", added=True
     )
     scored: tuple[str, ...] = setting(
-        (), "retrievers, by the name of their column, that the four limits above are for (none: all)", added=True
+        (), "retrievers or columns of theirs that the four limits above are for (none: all)", added=True
     )
     function: str = setting(
         "",

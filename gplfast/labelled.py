@@ -14,7 +14,7 @@ import numpy as np
 from gplfast.errors import DataError
 from gplfast.mining import dense
 from gplfast.mining.lists import from_sequences
-from gplfast.mining.scoring import scorer_of
+from gplfast.mining.scoring import scorer_of, stores_of
 from gplfast.pipeline import Pipeline
 from gplfast.report import BM25
 from gplfast.stages import candidates
@@ -219,7 +219,7 @@ class Labelled(Pipeline):
 
 def scorer(pipeline: Pipeline) -> PairScorer:
     """The teacher of a pipeline, over the scores in its work directory."""
-    return scorer_of(pipeline.config.label, pipeline.opener_of_teacher(0), pipeline.work.path("scores"))
+    return scorer_of(pipeline.config.label, pipeline.opener_of_teacher(0), stores_of(pipeline.work.path("scores")))
 
 
 def _ordered(docs: Mapping[str, int], rows: Mapping[str, list[int]], *, judged: bool) -> dict[int, int]:

@@ -107,6 +107,7 @@ class Pipeline(Remining):
 
     def label(self) -> Margins:
         """Margins of the teacher."""
+        from gplfast.mining.scoring import stores_of
         from gplfast.stages import label
 
         return label.label(
@@ -118,7 +119,7 @@ class Pipeline(Remining):
             config=self.config.label,
             train=self.config.train,
             open_teacher=self.opener_of_teacher(0),
-            scores=self.work.path("scores"),
+            open_store=stores_of(self.work.path("scores")),
             seed=self.config.seed,
             more_teachers=[self.opener_of_teacher(place) for place in range(1, len(self.teachers()))],
             report=self.report,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gplfast.config import MineConfig
 from gplfast.errors import ModelError
-from gplfast.store.scores import n_stored
+from gplfast.mining.sources import STUDENT
 from gplfast.systems import Systems
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gplfast.artifacts import Report
     from gplfast.mining.dense import Encoder
     from gplfast.mining.filtering import Asked
+    from gplfast.mining.scoring import OpenStore
     from gplfast.models.student_encoder import StudentEncoder
     from gplfast.models.training_rows import Examples
     from gplfast.stages.refresh import Refreshes, RowsOf, Steps, Student
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from gplfast.store.negatives import Negatives
 
 logger = logging.getLogger(__name__)
-
-# What the student in training is called among the retrievers.
-STUDENT = "student"
 
 
 class Remining(Systems):
@@ -60,16 +58,18 @@ class Remining(Systems):
         return refresh.read_log(self.directory("train rgpl"))
 
     def _refresh_steps(self) -> Steps:
+        from gplfast.mining.scoring import stores_of, teacher_identity
         from gplfast.stages import label, mine, refresh
 
-        config, scores = self.config, self.work.path("scores")
+        config = self.config
         inputs = {"corpus": self.corpus.fingerprint, "queries": self._input("generate").key}
         teacher, *more = (self._served(name) for name in self.teachers())
         negatives = {**inputs, "negatives": self._input("mine").key}
         mining = self._mining_of_refreshes()
-        # Opened once for all refreshes.
+        # Opened once for all refreshes, by filters and labels.
         openers = [functools.cache(self.opener_of_teacher(place)) for place in range(len(self.teachers()))]
-        filters = self._filters(openers[0])
+        open_store = stores_of(self.work.path("scores"))
+        filters = self._filters(openers[0], open_store)
         if filters.config.audit:  # of the negatives before training; each refresh would pay for it again
             filters = filters._replace(config=dataclasses.replace(filters.config, audit=0))
         n_queries, n_passages = len(self.queries()), len(self.corpus)
@@ -94,11 +94,17 @@ class Remining(Systems):
                 open_teacher=openers[0],
                 more_teachers=openers[1:],
                 compared_on=self.negatives() if len(openers) > 1 else None,
-                scores=scores,
+                open_store=open_store,
                 seed=config.seed,
                 report=report,
                 rows=rows,
             )
+
+        def pairs_stored() -> int:
+            if not (self.labels_ask or config.filter.by_teacher):
+                return 0
+            found = openers[0]().fingerprint
+            return len(open_store(teacher_identity(found, config.label.activation, config.label.relevance_label)))
 
         return refresh.Steps(
             initial=self.negatives,
@@ -106,7 +112,7 @@ class Remining(Systems):
             label=label_rows,
             load=functools.partial(label.load, n_queries=n_queries, n_passages=n_passages),
             negative_score=label.mean_negative_score,
-            pairs_stored=lambda: n_stored(scores),
+            pairs_stored=pairs_stored,
             mine_manifest=mine.manifest(inputs, {STUDENT: ""}, mining, filters=self._filter_identity()),
             label_manifest=label.manifest(
                 negatives, teacher, config.label, config.train, config.seed, more_teachers=more
@@ -144,15 +150,16 @@ class Remining(Systems):
             batch_size=config.refresh.batch_size,
         )
 
-    def _filters(self, open_teacher: Callable[[], Any] | None = None) -> Asked:
-        """The filters of every search for negatives; what opens the teacher where it is opened already."""
+    def _filters(self, open_teacher: Callable[[], Any] | None = None, open_store: OpenStore | None = None) -> Asked:
+        """The filters of every search for negatives; what opens the teacher and its scores where they are open."""
         from gplfast.mining.filtering import Asked, reader
-        from gplfast.mining.scoring import scorer_of
+        from gplfast.mining.scoring import scorer_of, stores_of
 
         config, label = self.config.filter, self.config.label
         if not (config.by_teacher or config.audit):
             return Asked(config)
-        scorer = scorer_of(label, open_teacher or self.opener_of_teacher(0), self.work.path("scores"))
+        open_store = open_store or stores_of(self.work.path("scores"))
+        scorer = scorer_of(label, open_teacher or self.opener_of_teacher(0), open_store)
         logits = label.activation in {"identity", "default"}
         return Asked(config, scorer, logits, reader(label, self._served(label.model)))
 
@@ -192,6 +199,10 @@ class SegmentExamples:
         """The rows of the segment that begins at a step."""
         return self._examples(self._found.rows(step, student, now=now))
 
-    def log(self) -> list[dict[str, Any]]:
-        """What each refresh did."""
-        return self._found.log()
+    def check(self) -> None:
+        """Raise what ended the work beside training, if an error did."""
+        self._found.check()
+
+    def log(self, n_trained: int) -> list[dict[str, Any]]:
+        """What each refresh did whose rows were trained on."""
+        return self._found.log(n_trained)

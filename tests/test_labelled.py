@@ -8,19 +8,23 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from tiny import run_cli
 
 import gplfast
-from gplfast.errors import ConfigError, DataError
+from gplfast.config import LabelConfig
+from gplfast.errors import ArtifactError, ConfigError, DataError
 from gplfast.interop import negminer, negminer_config
 from gplfast.labelled import Labelled, Sources
 from gplfast.labelled_settings import FORMATS, LabelledConfig
 from gplfast.mining.lists import Lists
 from gplfast.stages import candidates
 from gplfast.store.corpus import load_corpus
+from gplfast.store.generated import GeneratedQueries
 from gplfast.store.manifest import Manifest
 from gplfast.store.negatives import Negatives, RankedLists
+from gplfast.store.shards import ShardSet
 
 DEMO = Path(gplfast.__file__).parent / "presets" / "demo"
 WORDS = 25  # of each passage: the models are as slow as the texts are long
@@ -534,3 +538,17 @@ def test_exported_margins_are_those_of_the_training(world, run, tmp_path, capsys
     texts = pipeline.queries().texts
     assert [row["anchor"] for row in rows] == [texts[query] for query in margins.queries]
     assert [row["negative"] for row in rows] == pipeline.corpus.texts(margins.negatives)
+
+
+def test_candidates_without_a_column_say_which(tmp_path):
+    made = candidates.manifest({}, {}, LabelConfig())
+    corpus, queries = load_corpus(["a", "b"]), GeneratedQueries(["q"], np.zeros(1, np.int64))
+    for missing in ("lengths", "docs", "grades"):
+        columns = {"lengths": [1], "docs": [[0]], "grades": [[1]]}
+        del columns[missing]
+        shards = ShardSet(tmp_path / missing, made)
+        assert shards.missing(1) == [0]
+        shards.write(0, pa.table(columns))
+        shards.finish({})
+        with pytest.raises(ArtifactError, match=rf"{missing} does not hold candidates \(.*{missing}.*; delete it"):
+            candidates.load(corpus, queries, tmp_path / missing, made, None)

@@ -100,13 +100,20 @@ def audited(
     made = Manifest.read(directory)
     of = {"negatives": made.key, "teacher": asked.reader, "queries": asked.config.audit, "seed": seed}
     path = directory / AUDIT_FILE
-    if path.is_file() and read_json(path)["of"] == of:
-        return
-    queries = sample(positives, negatives, asked.config.audit, seed)
-    found = audit(positives, negatives, queries, teacher, logits=asked.logits)
-    counts = {"negatives audited": found.negatives, "false negatives among them": found.false_negatives}
-    made.with_counts({**made.counts, **counts}).write(directory)
-    write_json(path, {"of": of, "queries": len(queries), **found._asdict(), "share": found.share})
+    told = read_json(path) if path.is_file() else {}
+    if told.get("of") != of:
+        queries = sample(positives, negatives, asked.config.audit, seed)
+        found = audit(positives, negatives, queries, teacher, logits=asked.logits)
+        told = {"of": of, "queries": len(queries), **found._asdict(), "share": found.share}
+        write_json(path, told)
+    counts = {"negatives audited": told["negatives"], "false negatives among them": told["false_negatives"]}
+    if not counts.items() <= made.counts.items():
+        made.with_counts({**made.counts, **counts}).write(directory)
+
+
+def forget(directory: Path) -> None:
+    """Delete the audit of negatives that are made anew."""
+    (directory / AUDIT_FILE).unlink(missing_ok=True)
 
 
 def _of(lists: Lists, queries: Int64) -> Lists:

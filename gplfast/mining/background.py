@@ -45,6 +45,15 @@ class Job(Generic[Outcome]):
             raise self._error
         return self._outcome[0]
 
+    def check(self) -> None:
+        """Nothing, while the work goes on or when it is done.
+
+        Raises:
+            BaseException: What the work raised, where that ended it.
+        """
+        if not self._thread.is_alive() and self._error is not None:
+            raise self._error
+
     def cancel(self) -> None:
         """End the work at its next report, and wait until it is ended."""
         self._cancelled.set()

@@ -43,11 +43,11 @@ def drawn(pool: Int64, n: int, excluded: Lists, *, seed: int, column: str, first
     return Ranking(np.where(ids < 0, -np.inf, np.nan).astype(np.float32), ids)
 
 
-def shuffled(candidates: Ranking, *, seed: int, column: str, first_query: int) -> Ranking:
-    """The candidates of each query in random order, padding (-1, anywhere before) last.
+def shuffled(candidates: Ranking, *, seed: int, column: str, first_query: int) -> tuple[Ranking, Int64]:
+    """The candidates of each query in random order, padding (-1, anywhere before) last, and the place each had before.
 
     Args:
-        candidates: int64 (n_queries, n_candidates).
+        candidates: (n_queries, n_candidates).
         seed: The run's seed.
         column: The source; each has draws of its own.
         first_query: Row of the first of these queries: the order depends on the query's row and its candidates alone.
@@ -56,7 +56,7 @@ def shuffled(candidates: Ranking, *, seed: int, column: str, first_query: int) -
     for number, n_there in enumerate((candidates.ids >= 0).sum(axis=1).tolist()):
         places = permutation(seed, _STAGE, _item(column, first_query + number), n_there)
         order[number, :n_there] = order[number, places]
-    return _taken(candidates, order)
+    return _taken(candidates, order), order
 
 
 def listed(lists: Lists) -> Ranking:

@@ -207,6 +207,7 @@ class Filtering:
         *,
         kept: npt.NDArray[np.bool_],
         tally: Tally,
+        places: Int64 | None = None,
     ) -> Ranking:
         """Drop a source's candidates of some queries.
 
@@ -218,6 +219,7 @@ class Filtering:
             source: How many are wanted, and which limits are for it.
             kept: bool (n,), the queries that may have negatives.
             tally: What becomes of the candidates is added to it.
+            places: int64, like the candidates: their places from 0 in what the source gave; None: as they come.
 
         Returns:
             The candidates, id -1 where one is dropped; at most `source.n` of each query are left where a filter is on.
@@ -227,14 +229,18 @@ class Filtering:
             return candidates._replace(ids=np.where(there, candidates.ids, -1))
         indptr = np.concatenate([[0], np.cumsum(there.sum(axis=1))]).astype(np.int64)
         rows = np.ascontiguousarray(candidates.ids[there], np.int64)
-        offered = Scored(Lists(indptr, rows), np.ascontiguousarray(candidates.scores[there], np.float32))
+        if places is None:
+            places = np.broadcast_to(np.arange(candidates.ids.shape[1]), candidates.ids.shape)
+        ranks = np.asarray(source.first + places[there], np.int64)
+        offered = Scored(Lists(indptr, rows), np.ascontiguousarray(candidates.scores[there], np.float32), ranks)
         own = np.full(len(positives.rows), np.nan, np.float32)
         if own_scores is not None and config.needs_own_scores:
             own = own_scores()
         means = self._means
         if (teacher := means.teacher) is not None:
             means = means._replace(teacher=lambda numbers, docs: teacher(queries[numbers], docs))
-        limited = own_scores is not None and (not config.scored or source.column in config.scored)
+        named = not config.scored or {source.column, source.retriever} & set(config.scored)
+        limited = own_scores is not None and bool(named)
         found = choose(Scored(positives, own), offered, source.n, config, means, limited=limited)
         lengths = np.bincount(owner_of(offered.lists)[found.kept], minlength=len(queries))
         tally.add(found, offered.lists, int((kept & (lengths < source.n)).sum()))

@@ -44,12 +44,14 @@ class Scored(NamedTuple):
     """Passages of some queries with a retriever's scores.
 
     Attributes:
-        lists: Their rows; candidates best first.
+        lists: Their rows; candidates in the order in which they are asked, best first unless that is drawn.
         scores: float32 (n,), along `lists.rows`; NaN where the retriever has none.
+        ranks: int64 (n,), places in the search from 0; None: those in the lists.
     """
 
     lists: Lists
     scores: Floats
+    ranks: Int64 | None = None
 
 
 class Means(NamedTuple):
@@ -99,7 +101,7 @@ def choose(
 
     Args:
         positives: Of each query, any number.
-        candidates: Of each query, best first, none of them a positive.
+        candidates: Of each query, none of them a positive.
         n_most: Negatives per query, at least 1.
         config: Which filters.
         means: What they need.
@@ -274,14 +276,15 @@ class _Reading:
 
 
 def _by_function(function: UserFilter, positives: Scored, candidates: Scored, alive: Bools, threads: int) -> Bools:
-    """What the user's function keeps of the candidates that are left, the others never shown to it."""
-    at = np.flatnonzero(alive)
+    """What the user's function keeps of the candidates that are left, in rank order; the others are not shown to it."""
+    at, owners, ranks = np.flatnonzero(alive), owner_of(candidates.lists), candidates.ranks
     indptr = np.searchsorted(at, candidates.lists.indptr).astype(np.int64)
-    starts = candidates.lists.indptr[owner_of(candidates.lists)[at]]
+    if ranks is None:
+        ranks = np.arange(len(alive)) - candidates.lists.indptr[owners]
+    at = at[np.lexsort((ranks[at], owners[at]))]
+    shown = Scored(Lists(indptr, candidates.lists.rows[at]), candidates.scores[at])
     kept = np.zeros(len(alive), np.bool_)
-    kept[at] = function(
-        Scored(Lists(indptr, candidates.lists.rows[at]), candidates.scores[at]), positives, at - starts, threads=threads
-    )
+    kept[at] = function(shown, positives, ranks[at], threads=threads)
     return kept
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # follows from the question alone, so a killed run batches, and thereby rounds, as an uninterrupted one does.
 CALL_PAIRS = 4096
 Progress = Callable[[int, int], None]
+# Gives the store of a teacher's scores by what they depend on, see `teacher_identity`.
+OpenStore = Callable[[str], ScoreStore]
 
 
 class Teacher(Protocol):
@@ -50,7 +52,7 @@ class PairScorer:
 
     def __init__(
         self,
-        open_store: Callable[[str], ScoreStore],
+        open_store: OpenStore,
         open_teacher: Callable[[], Teacher],
         *,
         max_tokens: int,
@@ -149,16 +151,21 @@ class PairScorer:
             )
 
 
-def scorer_of(config: LabelConfig, open_teacher: Callable[[], Teacher], scores: Path) -> PairScorer:
+def stores_of(directory: Path) -> OpenStore:
+    """Opens each store of a directory once: two that are open at a time do not know what the other one adds."""
+    return functools.cache(functools.partial(ScoreStore, directory))
+
+
+def scorer_of(config: LabelConfig, open_teacher: Callable[[], Teacher], open_store: OpenStore) -> PairScorer:
     """The scorer that `label` uses with these settings: what one of them asked the other finds.
 
     Args:
         config: The teacher's settings.
         open_teacher: Opens the model; called when there is something to score.
-        scores: Directory of the score stores.
+        open_store: Opens the store of the scores, see `stores_of`.
     """
     return PairScorer(
-        lambda teacher: ScoreStore(scores, teacher_identity(teacher, config.activation, config.relevance_label)),
+        lambda teacher: open_store(teacher_identity(teacher, config.activation, config.relevance_label)),
         open_teacher,
         max_tokens=config.max_seq_length,
         activation=config.activation,

@@ -19,14 +19,16 @@ DENSE = "dense"
 RANDOM, GOLD, EXPLICIT = "random", "gold", "explicit"
 DRAWN = (RANDOM, GOLD)
 SEMI_HARD = "semi-hard"
+# What the student in training is called among the retrievers.
+STUDENT = "student"
 _RANKS = re.compile(r"(\d+)-(\d+)")
 # What people look for here and is set elsewhere.
 _ELSEWHERE = {
     "in-batch": "is what the loss makes of a batch: see docs/losses.md",
     "in-batch-hard": "is what the loss makes of a batch: see docs/losses.md",
     "cross-batch": "is what the loss makes of several batches: see docs/losses.md",
-    "ance": "is a refresh during training: see docs/negatives.md",
-    "denoised": "is a filter by the teacher over any source: see docs/negatives.md",
+    "ance": "is a refresh during training: see docs/rgpl.md",
+    "denoised": "is a filter by the teacher over any source: see docs/filters.md",
 }
 
 
@@ -74,7 +76,8 @@ def plan(config: MineConfig) -> list[Source]:
     not be among them.
 
     Raises:
-        ConfigError: A source that is unknown, malformed or given twice; the message quotes it.
+        ConfigError: A source that is unknown, malformed or given twice, the message quotes it; or none has a retriever
+            and another setting needs one.
     """
     short = short_names(config.retrievers)
     if not config.sources:
@@ -92,7 +95,16 @@ def plan(config: MineConfig) -> list[Source]:
             if EXPLICIT in columns
             else f"[mine] explicit is {config.explicit} but no source uses it; add explicit:N to sources"
         )
+    if not any(source.retriever for source in found):
+        _needs_no_retriever(config)
     return found
+
+
+def _needs_no_retriever(config: MineConfig) -> None:
+    wrong = ["positives is hard"] if config.positives != "all" else []
+    wrong += [f"round_trip_top is {config.round_trip_top}"] if config.round_trip_top else []
+    if wrong:
+        raise ConfigError(f"[mine] {wrong[0]} but no source has a retriever; add dense or bm25 to sources")
 
 
 def used_retrievers(config: MineConfig) -> dict[str, str]:
@@ -100,6 +112,23 @@ def used_retrievers(config: MineConfig) -> dict[str, str]:
     short = short_names(config.retrievers)
     used = {source.retriever for source in plan(config)} - {""}
     return {name: short.get(name, name) for name in dict.fromkeys([*short, BM25]) if name in used}
+
+
+def check_scored(scored: Sequence[str], config: MineConfig) -> None:
+    """Check the names in `[filter] scored`: columns or retrievers of the sources, or the student in training.
+
+    Raises:
+        ConfigError: Another name; the message quotes it.
+    """
+    known = {STUDENT} | {
+        name for source in plan(config) if source.retriever for name in (source.column, source.retriever)
+    }
+    for name in scored:
+        if name not in known:
+            raise ConfigError(
+                f"[filter] scored names {name!r} but the retrievers of [mine] are {', '.join(sorted(known))}; "
+                "give one of these"
+            )
 
 
 def draws(config: MineConfig) -> bool:

@@ -44,7 +44,7 @@ class UserFilter:
 
         scores           float32 (n,), of the candidates, as the retriever gave them
         positive_scores  float32 (m,), of the query's positives; NaN where the retriever has none
-        ranks            int64 (n,), place of each candidate in the search, from 0; gaps are what was dropped before
+        ranks            int64 (n,), place of each candidate in the search, from 0; gaps are what is not shown
         rows             int64 (n,), passage row of each candidate
         positive_rows    int64 (m,), passage rows of the positives
 

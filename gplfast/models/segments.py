@@ -33,11 +33,13 @@ class Segments:
         remine: Gives the rows of the segment that begins at a step: at least one. Called with that step, the student,
             and whether training stands at that step; otherwise (going on after a kill) the student is a later one, and
             the rows were made before.
+        check: Called before every step: raises what ended the work beside training, if an error did.
     """
 
     every: int
     n_steps: int
     remine: Callable[[int, StudentEncoder, bool], Examples]
+    check: Callable[[], None] = lambda: None
 
 
 class SegmentRows:
@@ -108,6 +110,7 @@ def callback(rows: SegmentRows, segments: Segments, encoder: Callable[[], Studen
 
     class Remining(TrainerCallback):  # type: ignore[misc, unused-ignore]
         def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:  # noqa: ARG002
+            segments.check()
             rows.begin(int(state.global_step), encoder)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002

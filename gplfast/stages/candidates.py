@@ -127,9 +127,9 @@ def load(corpus: Corpus, queries: Positives, directory: Path, made: Manifest, ve
     table = ShardSet(directory, made).table()
     try:
         lengths = table["lengths"].to_numpy()
-        parts = {name: _flat(table, name) for name in ("docs", "grades", "cosine", "teacher")}
+        parts = {name: _flat(table, name) for name in ("cosine", "teacher")}
         indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        docs, grades = np.asarray(parts["docs"], np.int64), np.asarray(parts["grades"], np.int64)
+        docs, grades = (np.asarray(_flat(table.select([name]), name), np.int64) for name in ("docs", "grades"))
         found = Mined(
             corpus,
             list(queries.ids),

@@ -17,7 +17,7 @@ from gplfast.mining.held_out import HeldOut, held_out
 from gplfast.mining.lists import Lists, only, single
 from gplfast.mining.refreshes import joined
 from gplfast.mining.sampling import Visits, visited, visits
-from gplfast.mining.scoring import PairScorer, Progress, Teacher, scorer_of
+from gplfast.mining.scoring import OpenStore, PairScorer, Progress, Teacher, scorer_of
 from gplfast.settings import output_settings
 from gplfast.store.atomic import write_json
 from gplfast.store.manifest import Manifest, freshness, retract
@@ -101,7 +101,7 @@ def label(
     config: LabelConfig,
     train: TrainConfig,
     open_teacher: Callable[[], Teacher],
-    scores: Path,
+    open_store: OpenStore,
     seed: int,
     more_teachers: Sequence[Callable[[], Teacher]] = (),
     compared_on: Negatives | None = None,
@@ -126,7 +126,7 @@ def label(
         config: Settings of the step.
         train: Settings of the training: steps and batch size say how many rows there are.
         open_teacher: Opens the model; called only when there is something to score.
-        scores: Directory of the score stores; a pair is scored once in its life.
+        open_store: Opens the stores of the scores; a pair is scored once in its life.
         seed: Seed of the visits.
         more_teachers: Open the other models whose scores are averaged with the first one's, see `averaging`. Their
             factors come from the first `SAMPLE_ROWS` visits and are in `teachers.json`.
@@ -146,7 +146,7 @@ def label(
     if not freshness(directory, wanted).fresh:
         positives, pool, eligible, with_negatives = _trained_on(corpus, queries, negatives, train, seed)
         scorers = [
-            functools.partial(_score, scorer_of(config, opener, scores), corpus, queries)
+            functools.partial(_score, scorer_of(config, opener, open_store), corpus, queries)
             for opener in (open_teacher, *more_teachers)
         ]
         if not (train.reads_scores or config.keep_share < 1.0):

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gplfast.errors import ConfigError, DataError
+from gplfast.errors import DataError
 from gplfast.mining import dense, draws, retrievers, semi_hard, sources
 from gplfast.mining.approximate import Approximate
-from gplfast.mining.audit import audited
+from gplfast.mining.audit import audited, forget
 from gplfast.mining.bm25 import Ranking
 from gplfast.mining.explicit import read_explicit
 from gplfast.mining.filtering import OVERFETCH, Asked, Filtering, Tally, named
@@ -140,6 +140,7 @@ def mine(
         The negatives of every query; the same for any number of threads and after any kill.
     """
     if not freshness(directory, wanted).fresh:
+        forget(directory)
         job = _Job(corpus, queries, wanted, config, embeddings, seed, threads, filters or Asked(), report)
         _run(job, ShardSet(directory, wanted), encoders)
     found = load(directory, wanted, n_queries=len(queries), n_passages=len(corpus))
@@ -319,11 +320,12 @@ def _chosen(job: _Job, source: sources.Source, shard: _Shard, drop: Callable[...
     """The negatives among a source's candidates, those left out that `drop` drops."""
     candidates = _candidates(job, source, shard)
     at_random = job.config.sampling == "random" and source.column not in sources.DRAWN
+    places = None
     if at_random:
-        candidates = draws.shuffled(candidates, seed=job.seed, column=source.column, first_query=shard.start)
+        candidates, places = draws.shuffled(candidates, seed=job.seed, column=source.column, first_query=shard.start)
     retriever = shard.retrievers.get(source.retriever)
     own = retriever and functools.partial(retriever.pair_scores, shard.queries, shard.positives)
-    chosen = draws.first(drop(candidates, shard.positives, own, shard.queries, source), source.n)
+    chosen = draws.first(drop(candidates, shard.positives, own, shard.queries, source, places=places), source.n)
     return draws.best_first(chosen) if at_random and source.retriever else chosen
 
 
@@ -331,8 +333,6 @@ def _hard_positives(job: _Job, shard: _Shard) -> Int64 | None:
     """The positive of each query that the first retriever ranks lowest, where that is asked for."""
     if job.config.positives == "all":
         return None
-    if not shard.retrievers:
-        raise ConfigError("[mine] positives is hard but no source has a retriever; add dense or bm25 to sources")
     retriever = next(iter(shard.retrievers.values()))
     return hardest(retriever.pair_scores(shard.queries, shard.positives), shard.positives)
 

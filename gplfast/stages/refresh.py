@@ -77,7 +77,7 @@ class Steps:
         label: Labels rows of the visits over pools: (folder, manifest, pools, which rows, report).
         load: Reads labelled rows: (folder, manifest).
         negative_score: Mean score of the negatives of labelled rows: (folder, manifest).
-        pairs_stored: How many pairs the teacher has scored so far.
+        pairs_stored: How many pairs the first teacher has scored so far; 0 where none is asked.
         filtered: Whether mining asks the teacher too, so that what it scored are not the rows' pairs alone.
         mine_manifest: What a list depends on, without the student and the list before.
         label_manifest: What rows depend on, without the list and the segment.
@@ -110,7 +110,10 @@ def manifest(
     if config.mode != "adaptive":
         for name in ("below", "sample_queries", "sample_passages"):
             settings.pop(name)
-    settings = {**made.config, "label": output_settings(label), "refresh": {**settings, **mine}}
+    labels = output_settings(label)
+    if len(teachers) == 1:
+        labels.pop("average", None)
+    settings = {**made.config, "label": labels, "refresh": {**settings, **mine}}
     return dataclasses.replace(made, config=settings, models={**made.models, **teacher_models(teachers)})
 
 
@@ -190,15 +193,25 @@ class Refreshes:
             record = self._make(number, number, student, self._report) if now else self._folders.finished(number)
         return self._steps.load(self._folders.path(number, "label"), self._label_manifest(number, record["lists"]))
 
-    def log(self) -> list[dict[str, Any]]:
-        """What each refresh so far did and changed; see docs/rgpl.md."""
-        found = (self._folders.record(number) for number in range(1, -(-self.n_steps // max(self.every, 1))))
-        return [record["log"] for record in found if record is not None]
+    def log(self, n_trained: int) -> list[dict[str, Any]]:
+        """What each refresh before step `n_trained` did and changed, see docs/rgpl.md; ends what is mined beside."""
+        self.close()
+        found = self._log(n_trained)
+        write_json(self._log_file, found)
+        return found
+
+    def check(self) -> None:
+        """Raise what ended the work beside training, if an error did."""
+        if self._job is not None:
+            self._job.check()
 
     def close(self) -> None:
         """End what is mined beside training."""
         if self._job is not None:
             self._job.cancel()
+
+    def _log(self, n_steps: int) -> list[dict[str, Any]]:
+        return [record["log"] for record in self._folders.records(1, -(-n_steps // max(self.every, 1)))]
 
     # ---- a segment
 
@@ -227,7 +240,7 @@ class Refreshes:
             log["pairs_saved"] = pairs - log["pairs_scored"]
         record = {"weights": weights, "lists": lists, "neighbours": neighbours, "log": log}
         self._folders.write(number, record)
-        write_json(self._log_file, self.log())
+        write_json(self._log_file, self._log(self.n_steps))
         logger.info("%s", refreshes.line(log))
         return record
 
@@ -369,7 +382,7 @@ class Refreshes:
             copy = self._frozen(number, student)
             self._job = Job(lambda report: self._make(number + 1, number, copy, report))
         if number > 1:
-            shutil.rmtree(self._snapshot(number - 1), ignore_errors=True)
+            self._folders.drop(number - 1, "student")
         return record
 
     def _snapshot(self, number: int) -> Path:

@@ -59,8 +59,11 @@ class Remining(Protocol):
     def rows(self, step: int, student: StudentEncoder, *, now: bool) -> Examples:
         """The rows of the segment that begins at a step; `now`: training stands at that step."""
 
-    def log(self) -> list[dict[str, Any]]:
-        """What each refresh did."""
+    def check(self) -> None:
+        """Raise what ended the work beside training, if an error did."""
+
+    def log(self, n_trained: int) -> list[dict[str, Any]]:
+        """What each refresh did whose rows were trained on, in so many steps."""
 
 
 def manifest(
@@ -231,7 +234,7 @@ def train(
         def remine(step: int, encoder: StudentEncoder, now: bool) -> Examples:
             return prepare_labels(remining.rows(step, encoder, now=now), student, config, done)[0]
 
-        segments = Segments(remining.every, n_steps, remine)
+        segments = Segments(remining.every, n_steps, remine, remining.check)
     fit = training.fit(
         student,
         rows,
@@ -250,8 +253,8 @@ def train(
     students.save(student, model_path, documents=frozen)
     counts: dict[str, float] = {"rows": len(rows.queries), "steps": fit.n_steps}
     if remining is not None:
-        done["refreshes"] = remining.log()
-        counts["rows"] = n_steps * config.batch_size
+        done["refreshes"] = remining.log(fit.n_steps)
+        counts["rows"] = fit.n_steps * config.batch_size
         counts["refreshes"] = sum(item["refreshed"] for item in done["refreshes"])
     if fit.selected is not None:
         counts |= {"best step": fit.selected.best_step, f"dev {fit.selected.metric}": fit.selected.best_score}

@@ -89,7 +89,7 @@ class ScoreStore:
         return self._find(_keys(queries, docs))
 
     def append(self, queries: Sequence[str], docs: Sequence[str], scores: NDArray[np.float32]) -> int:
-        """Add pairs, in one atomic shard. Pairs that are known already keep their first score.
+        """Add pairs, in one atomic shard of a new name. Pairs that are known already keep their first score.
 
         Args:
             queries: n query texts.
@@ -127,8 +127,9 @@ class ScoreStore:
             "document": _fixed(np.ascontiguousarray(content[:, 1])),
             "score": pa.array(values, pa.float32()),
         }
-        write_parquet(self.directory / f"scores-{self._next_shard:06d}.parquet", pa.table(columns))
-        self._next_shard += 1
+        while (path := self.directory / f"scores-{self._next_shard:06d}.parquet").exists():
+            self._next_shard += 1  # of another store that is open on this directory
+        write_parquet(path, pa.table(columns))
         self._add(keys, values)
         return len(new)
 
@@ -179,14 +180,6 @@ class ScoreStore:
                 at[open_] += 1
                 open_ = open_[at[open_] < len(segment.mixed)]
         return Known(scores, known)
-
-
-def n_stored(directory: str | Path) -> int:
-    """How many pairs the stores of all teachers in a directory hold, from the files' sizes alone."""
-    import pyarrow.parquet as pq
-
-    files = (path for path in Path(directory).glob("*/scores-*.parquet") if _SHARD.fullmatch(path.name))
-    return sum(pq.read_metadata(path).num_rows for path in files)
 
 
 def _read_shard(path: Path) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:

@@ -34,7 +34,8 @@ class SegmentFolders:
             same = False
         if not same:
             path.unlink(missing_ok=True)  # first: a kill in between must not leave it beside half of the folders
-            shutil.rmtree(self.root, ignore_errors=True)
+            if self.root.exists():
+                shutil.rmtree(self.root)  # or an error: what is left must not be taken for this training's
             write_json(path, {"key": key})
 
     def record(self, number: int) -> dict[str, Any] | None:
@@ -48,6 +49,19 @@ class SegmentFolders:
         except FileNotFoundError:
             return None
         return found
+
+    def records(self, first: int, end: int) -> list[dict[str, Any]]:
+        """The records of the segments from `first` to before `end`, of those that are finished."""
+        found = (self.record(number) for number in range(first, end))
+        return [record for record in found if record is not None]
+
+    def drop(self, number: int, name: str) -> None:
+        """Delete a folder of a segment under another name: what a kill leaves of it is not taken for a whole one."""
+        path, dropped = self.path(number, name), self.path(number, f"{name}.dropped")
+        shutil.rmtree(dropped, ignore_errors=True)
+        if path.is_dir():
+            path.rename(dropped)
+            shutil.rmtree(dropped, ignore_errors=True)
 
     def finished(self, number: int) -> dict[str, Any]:
         """The record of a segment that has to be finished.

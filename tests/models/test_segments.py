@@ -103,6 +103,22 @@ def test_a_segment_with_fewer_rows_than_its_steps_begins_again(world):
     assert rows.batch([12, 13, 14, 15]) == pytest.approx(labels[[1, 2, 0, 1]].tolist())
 
 
+def test_what_ended_the_work_beside_training_ends_training_at_the_next_step(tmp_path, world):
+    seen, rows = [], examples()
+
+    def check():
+        seen.append(len(seen))
+        if len(seen) == 3:
+            raise OSError("the disk is full")
+
+    students.prepare(0, 1)
+    found = Segments(3, 8, lambda *_: rows, check)
+    student = students.open_student(world.student, CONFIG)
+    with pytest.raises(OSError, match="the disk is full"):
+        training.fit(student, rows, tmp_path, "key", CONFIG, n_steps=8, seed=0, remining=found)
+    assert seen == [0, 1, 2]
+
+
 class _Labels:
     """A collator that shows the labels."""
 

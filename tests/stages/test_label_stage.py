@@ -63,7 +63,7 @@ def run(folder, parts, teacher, seed=0, config=None, **train):
         config=config,
         train=train_config,
         open_teacher=lambda: teacher,
-        scores=folder / "scores",
+        open_store=scoring.stores_of(folder / "scores"),
         seed=seed,
     )
 
@@ -110,7 +110,7 @@ def test_rows_of_a_loss_without_scores_are_not_scored(tmp_path):
     train = TrainConfig(steps=10, batch_size=4, negatives_per_row=2, loss="mnrl")
     wanted = label.manifest(inputs, "teacher", LabelConfig(), train, 0, more_teachers=["other"])
     assert not wanted.models
-    options = {"config": LabelConfig(), "train": train, "scores": tmp_path / "scores", "seed": 0}
+    options = {"config": LabelConfig(), "train": train, "open_store": scoring.stores_of(tmp_path / "scores"), "seed": 0}
     openers = {"open_teacher": no_teacher, "more_teachers": [no_teacher]}
     rows = label.label(*parts, tmp_path / "b", wanted, **openers, **options)
     for name in ("queries", "positives", "negatives"):

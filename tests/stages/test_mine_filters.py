@@ -13,6 +13,7 @@ from gplfast.mining.audit import AUDIT_FILE, audit, sample
 from gplfast.mining.filtering import Asked
 from gplfast.mining.lists import Lists, from_sequences
 from gplfast.mining.scoring import PairScorer
+from gplfast.pipeline import Pipeline
 from gplfast.stages import mine
 from gplfast.store.generated import GeneratedQueries
 from gplfast.store.labelled import LabelledQueries
@@ -239,6 +240,29 @@ def test_sources_that_nothing_ranked_have_no_limits_of_the_score(tmp_path, queri
     assert len(found.lists["a"].docs) == 36
 
 
+def test_limits_are_for_a_column_or_for_all_of_a_retriever(tmp_path, queries):
+    corpus, encoders = tiny.corpus(60), {"a": tiny.HashEncoder("a")}
+    options = {"sources": ("a:3", "a@10-20:4")}
+    for name, lengths in {"a": [0, 0], "a@10-20": [36, 0]}.items():
+        config = FilterConfig(max_score=-9.0, scored=(name,))
+        found = run(tmp_path / name, corpus, queries, config, options=options, encoders=encoders)
+        assert [len(ranked.docs) for ranked in found.lists.values()] == lengths
+
+
+def test_scored_names_what_there_is(world, tmp_path):
+    mining = {"sources": ["dense@2-9:3", "random:2"]}
+    column = f"{world.student.name}@2-9"
+
+    def wanted(*scored):
+        given = world.settings(mine=mining, filter={"min_score": 0.0, "scored": scored})
+        return Pipeline(world.corpus, tmp_path, load_config(overrides=given)).wanted("mine")
+
+    assert wanted(world.student.name, column, "student").config["filter"]["scored"]
+    for name in ("minilm", "random", "bm25"):
+        with pytest.raises(ConfigError, match=rf"\[filter\] scored names '{name}' but the retrievers of \[mine\] are"):
+            wanted(column, name)
+
+
 def test_embeddings_are_needed_to_compare_them(tmp_path, queries):
     with pytest.raises(ConfigError, match="no source of negatives is a bi-encoder"):
         run(tmp_path, tiny.corpus(20), queries, FilterConfig(near_negative=0.9), encoders={"bm25": None})
@@ -312,3 +336,40 @@ def test_an_audit_makes_nothing_stale_and_is_made_once(tmp_path, queries):
     assert len(teacher.asked) == n_asked
     run(tmp_path, corpus, queries, FilterConfig(audit=6), teacher=teacher)
     assert len(teacher.asked) > n_asked
+
+
+def test_an_audit_is_of_the_negatives_beside_it(tmp_path, queries):
+    corpus, teacher = tiny.corpus(60), NumberTeacher()
+    run(tmp_path, corpus, queries, FilterConfig(audit=5), teacher=teacher)
+    told, n_asked = counts(tmp_path), len(teacher.asked)
+    made = Manifest.read(tmp_path / "mine")
+    made.with_counts({name: n for name, n in told.items() if "audited" not in name}).write(tmp_path / "mine")
+    run(tmp_path, corpus, queries, FilterConfig(audit=5), teacher=teacher)
+    assert counts(tmp_path) == told
+    assert len(teacher.asked) == n_asked
+    run(tmp_path, corpus, queries, FilterConfig(max_score=0.9), teacher=teacher)
+    assert not (tmp_path / "mine" / AUDIT_FILE).exists()
+    assert "negatives audited" not in counts(tmp_path)
+
+
+@pytest.mark.parametrize(("source", "low"), [("a", 0), ("a@3-20", 3)])
+def test_a_function_sees_candidates_by_their_rank_in_the_search(tmp_path, queries, source, low):
+    """Also where candidates are drawn: in rank order, best score first, ranks those of the whole search."""
+    pytest.importorskip("numba")
+    file = tmp_path / "seen.py"
+    file.write_text(
+        "import numpy as np\n\n\ndef keep(scores, positive_scores, ranks):\n"
+        "    in_order = bool((np.diff(scores) <= 0).all() and (np.diff(ranks) == 1).all())\n"
+        f"    return (ranks >= {low + 2}) & (ranks < {low + 6}) & in_order\n"
+    )
+    corpus, encoders = tiny.corpus(30), {"a": tiny.HashEncoder("a")}
+    search = run(
+        tmp_path / "w", corpus, queries, FilterConfig(), encoders=encoders, options={"negatives_per_query": 20}
+    )
+    options = {"sources": (f"{source}:4",), "sampling": "random", "candidates": 20}
+    found = run(
+        tmp_path / "r", corpus, queries, FilterConfig(function=f"{file}:keep"), encoders=encoders, options=options
+    )
+    (ranked,), (chosen,) = search.lists.values(), found.lists.values()
+    for query in range(len(queries)):
+        assert chosen[query].tolist() == ranked[query].tolist()[low + 2 : low + 6]

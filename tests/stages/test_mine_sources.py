@@ -253,6 +253,8 @@ def test_hard_positives_are_those_the_first_retriever_ranks_last(tmp_path):
     assert both.positives.tolist() == [9, -1, 20]
     tie = run(tmp_path / "t", CORPUS, labelled(["query at 0"], [[2, 21, 20]]), {"a": Angles()}, positives="hard")
     assert tie.positives.tolist() == [21]
+    with pytest.raises(ConfigError, match="round_trip_top is 3 but no source has a retriever"):
+        run(tmp_path / "c", CORPUS, asked, {"angles": Angles()}, sources=("random:3",), round_trip_top=3)
     with pytest.raises(ConfigError, match="positives is hard but no source has a retriever"):
         run(tmp_path / "c", CORPUS, asked, {"angles": Angles()}, sources=("random:3",), positives="hard")
 

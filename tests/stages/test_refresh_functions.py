@@ -124,6 +124,14 @@ def test_a_job_gives_its_outcome_or_its_error():
     job = Job(fails)
     with pytest.raises(ValueError, match="no"):
         job.wait()
+    with pytest.raises(ValueError, match="no"):
+        job.check()
+    go_on = threading.Event()
+    job = Job(lambda report: go_on.wait())
+    job.check()
+    go_on.set()
+    assert job.wait()
+    job.check()
 
 
 def test_a_job_ends_at_its_next_report():

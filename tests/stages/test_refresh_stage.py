@@ -11,11 +11,14 @@ import sys
 
 import numpy as np
 import pytest
+from models.conftest import build_encoder
 
 from gplfast import errors
 from gplfast.config import load_config
+from gplfast.models.selection import Selector
 from gplfast.pipeline import Pipeline
 from gplfast.steps import scored_margins, train
+from gplfast.store.atomic import read_parquet
 from gplfast.store.manifest import Manifest
 from gplfast.store.negatives import Negatives
 from gplfast.store.shards import ShardSet
@@ -47,6 +50,11 @@ def table(folder):
     return ShardSet(folder, Manifest.read(folder)).table()
 
 
+def n_stored(work):
+    """Pairs in the stores of all teachers."""
+    return sum(read_parquet(path).num_rows for path in (work / "scores").glob("*/scores-*.parquet"))
+
+
 def rows_of(folder, number):
     found = table(folder / "refresh" / str(number) / "label").to_pydict()
     return list(zip(found["query"], found["positive"], found["negative"], strict=True))
@@ -73,6 +81,14 @@ def prepared(world, tmp_path_factory):
 @pytest.fixture
 def work(prepared, tmp_path):
     return shutil.copytree(prepared, tmp_path / "work", ignore=shutil.ignore_patterns(".lock*"))
+
+
+@pytest.fixture(scope="module")
+def beside(world, prepared, tmp_path_factory):
+    """The same with lists that are mined beside training."""
+    work = tmp_path_factory.mktemp("beside") / "work"
+    shutil.copytree(prepared, work, ignore=shutil.ignore_patterns(".lock*"))
+    return run(world, work, refresh={"mode": "async"})
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +190,8 @@ def test_joined_lists_keep_the_old_ones(world, work, whole):
     assert any(negative not in mined(student, 1)[query] for query, negative in drawn)
 
 
-def test_filters_hold_for_refreshes_too(world, work, whole):
-    """What the teacher takes for an answer is in no refreshed list, nor drawn from the one before."""
+def test_filters_hold_for_refreshes_too(world, work, whole, monkeypatch):
+    """What the teacher takes for an answer is in no refreshed list; filters and labels ask it once for each pair."""
     from gplfast.models import CrossEncoder
     from gplfast.store.corpus import load_corpus
 
@@ -188,7 +204,16 @@ def test_filters_hold_for_refreshes_too(world, work, whole):
         return teacher.score(*cut, activation="sigmoid")
 
     limit = float(np.median(probabilities(whole)))
-    student = run(world, work, filter={"denoise": limit})
+    asked, stored, score = [], n_stored(work), CrossEncoder.score
+
+    def scored(self, texts, passages, **more):
+        asked.extend(zip(texts, passages, strict=True))
+        return score(self, texts, passages, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CrossEncoder, "score", scored)
+        student = run(world, work, filter={"denoise": limit})
+    assert n_stored(work) - stored == len(set(asked)) == len(asked) > 0
     assert probabilities(student).max() <= limit + 1e-4
     assert {len(rows) for rows in mined(student, 1)} == {6}
     counts = Manifest.read(student / "refresh" / "1" / "mine").counts
@@ -203,10 +228,10 @@ def test_a_loss_without_scores_asks_no_teacher(world, work):
     config["train"] = {**TRAIN, "loss": "mnrl"}
     config["label"] = {**config["label"], "keep_share": 1.0}
     made = Pipeline(world.corpus, work, load_config(overrides=config))
-    stored = made.refreshes()._steps.pairs_stored()
+    stored = n_stored(work)
     with made.work:
         made.run()
-    assert made.refreshes()._steps.pairs_stored() == stored
+    assert n_stored(work) == stored > 0
     assert not Manifest.read(work / "label").models
     assert not (work / "label" / "teachers.json").exists()
     log = made.refreshes_log()
@@ -220,7 +245,7 @@ def test_a_loss_without_scores_asks_no_teacher(world, work):
         train(world.corpus, work=work, config=changed)
 
 
-def test_asynchronous_lists_are_used_one_refresh_later(world, work, whole):
+def test_asynchronous_lists_are_used_one_refresh_later(world, work, whole, beside):
     gpl = table(work / "label").to_pydict()["negative"]
     student = run(world, work, refresh={"mode": "async"})
     assert [negative for *_, negative in rows_of(student, 1)] == gpl[16:32]
@@ -233,6 +258,35 @@ def test_asynchronous_lists_are_used_one_refresh_later(world, work, whole):
     assert not list(student.rglob("student"))
     again = run(world, shutil.copytree(work, work.parent / "again", ignore=shutil.ignore_patterns("rgpl", ".lock*")))
     assert weights(again) == weights(whole)
+    assert weights(student) == weights(beside)
+    assert [rows_of(student, number) for number in range(3)] == [rows_of(beside, number) for number in range(3)]
+
+
+def test_refreshes_that_training_did_not_reach_are_not_told(world, work, monkeypatch):
+    """Patience ends training while the next segment's list is mined."""
+    monkeypatch.setattr(Selector, "_look", lambda self, step: self._keep(step, -step) or step == 6)
+    train = {**TRAIN, "dev_share": 0.2, "select_patience": 1}
+    config = {**settings(world, refresh={"mode": "async"}), "train": train}
+    made = Pipeline(world.corpus, work, load_config(overrides=config))
+    with made.work:
+        made.run()
+    student = work / "train" / "rgpl"
+    log = json.loads((student / "training.json").read_text())["refreshes"]
+    assert [entry["step"] for entry in log] == [4]
+    assert log == json.loads((student / "refreshes.json").read_text()) == made.refreshes_log()
+    counts = Manifest.read(student).counts
+    assert (counts["steps"], counts["rows"], counts["refreshes"]) == (6, 24, 0)
+
+
+def test_pairs_of_several_teachers_count_once(world, work, tmp_path):
+    second = tmp_path / "second"
+    second.mkdir()
+    build_encoder(second, "minilm", n_labels=1, seed=7)
+    student = run(world, work, label={"more_models": [str(second)]})
+    for entry, number in zip(json.loads((student / "refreshes.json").read_text()), (1, 2), strict=True):
+        n_pairs = len({(query, passage) for query, *passages in rows_of(student, number) for passage in passages})
+        assert entry["pairs_scored"] + entry["pairs_saved"] == n_pairs
+        assert entry["pairs_saved"] > 0
 
 
 def test_other_refreshes_make_only_this_student_stale(world, whole):
@@ -264,10 +318,11 @@ def test_the_step_alone_trains_rgpl(world, work, whole):
 
 # Kills its process at a point that a file or a call names.
 KILLER = """
-import json, os, signal, sys, time
+import json, os, shutil, signal, sys, time
 from gplfast.config import load_config
 from gplfast.mining import background
 from gplfast.models import served_student, training
+from gplfast.models.selection import Selector
 from gplfast.pipeline import Pipeline
 from gplfast.store import segments
 
@@ -293,6 +348,14 @@ elif point == "record":
     before(segments.SegmentFolders, "write", lambda self, number, record: number == 1)
 elif point.startswith("stuck"):  # the list that is mined beside training is not finished
     before(served_student.ServedStudent, "encode", lambda *_, **__: time.sleep(1e6))
+elif point == "drop":  # the student that mined was deleted in part
+    rmtree = shutil.rmtree
+    def dropping(path, *rest, **more):
+        if "/refresh/1/student" in str(path) and os.path.isdir(path):
+            os.unlink(os.path.join(path, "model.safetensors"))
+            die()
+        return rmtree(path, *rest, **more)
+    shutil.rmtree = dropping
 if point == "stuck at its end":
     before(background.Job, "wait", lambda *_: os.path.isdir(work + "/train/rgpl/refresh/1/student"))
 elif point.startswith(("step", "stuck")):
@@ -323,14 +386,14 @@ def killed_at(point, world, work, options):
     ("mode", "points"),
     [
         ("sync", ["embed", "label", "record", "step 6", "step 9"]),
-        ("async", ["step 2", "stuck at step 6", "stuck at its end", "step 10"]),
+        ("async", ["step 2", "stuck at step 6", "stuck at its end", "drop", "step 10"]),
     ],
 )
-def test_kill_9_gives_the_weights_and_rows_of_one_run(world, work, tmp_path, mode, points):
+def test_kill_9_gives_the_weights_and_rows_of_one_run(world, work, request, mode, points):
     """In the middle of a refresh it goes on from the checkpoint before it, between two from the newest one."""
     options = {"refresh": {"mode": mode}}
-    other = shutil.copytree(work, tmp_path / "killed", ignore=shutil.ignore_patterns(".lock*"))
-    once = run(world, work, **options)
+    other = shutil.copytree(work, work.parent / "killed", ignore=shutil.ignore_patterns(".lock*"))
+    once = request.getfixturevalue("beside" if mode == "async" else "whole")
     for point in points:
         killed_at(point, world, other, options)
     killed_at("none", world, other, options)
@@ -342,4 +405,4 @@ def test_kill_9_gives_the_weights_and_rows_of_one_run(world, work, tmp_path, mod
     for entry in (entry for log in logs for entry in log):
         entry.pop("seconds")
     assert logs[0] == logs[1]
-    assert not list(again.rglob("student"))
+    assert not list(again.rglob("student*"))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from stages.test_label_stage import Teacher, score, setting
 
-from gplfast.config import LabelConfig, TrainConfig, check, load_config
+from gplfast.config import LabelConfig, RefreshConfig, TrainConfig, check, load_config
 from gplfast.errors import ConfigError, ModelError
 from gplfast.mining import averaging, scoring
-from gplfast.stages import label
+from gplfast.stages import label, refresh
 from gplfast.store.atomic import read_json
 
 SECOND = 10.0
@@ -46,7 +46,7 @@ def run(folder, parts, teachers, config=None, **train):
         config=config,
         train=train_config,
         open_teacher=first,
-        scores=folder / "scores",
+        open_store=scoring.stores_of(folder / "scores"),
         seed=0,
         more_teachers=more,
     )
@@ -81,6 +81,13 @@ def test_one_teacher_is_what_it_always_was(tmp_path):
     alone = run(tmp_path, parts, [Teacher()])
     assert not (tmp_path / "label" / "teachers.json").exists()
     assert "average" not in label.manifest({}, "t", LabelConfig(average="raw"), TrainConfig(), 0).config
+    made, raw = label.manifest({}, "t", LabelConfig(), TrainConfig(), 0), LabelConfig(average="raw")
+    for n_teachers, same in ((1, True), (2, False)):
+        keys = [
+            refresh.manifest(made, ["t", "u"][:n_teachers], config, RefreshConfig(), {}).key
+            for config in (LabelConfig(), raw)
+        ]
+        assert (keys[0] == keys[1]) is same
     both = run(tmp_path / "both", parts, [Teacher(), Wide()])
     assert np.array_equal(alone.negatives, both.negatives)
     assert not np.array_equal(alone.margins, both.margins)

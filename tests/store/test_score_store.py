@@ -56,6 +56,14 @@ def test_many_appends_stay_in_few_segments(tmp_path):
     assert found.scores.tolist() == [-float(i) for i in range(60)]
 
 
+def test_two_stores_open_on_one_directory_lose_nothing(tmp_path):
+    one, two = ScoreStore(tmp_path, "t"), ScoreStore(tmp_path, "t")
+    one.append(["q"], ["d"], np.ones(1, np.float32))
+    two.append(["q", "q"], ["e", "f"], np.zeros(2, np.float32))
+    one.append(["q"], ["g"], np.ones(1, np.float32))
+    assert ScoreStore(tmp_path, "t").lookup(["q"] * 4, ["d", "e", "f", "g"]).scores.tolist() == [1.0, 0.0, 0.0, 1.0]
+
+
 def test_teachers_do_not_mix(tmp_path):
     ScoreStore(tmp_path, "one").append(["q"], ["d"], np.ones(1, np.float32))
     assert not ScoreStore(tmp_path, "two").lookup(["q"], ["d"]).known[0]
