@@ -204,7 +204,8 @@ def test_filters_hold_for_refreshes_too(world, work, whole, monkeypatch):
         return teacher.score(*cut, activation="sigmoid")
 
     limit = float(np.median(probabilities(whole)))
-    asked, stored, score = [], n_stored(work), CrossEncoder.score
+    shutil.rmtree(work / "scores")  # so that labels ask too, for the positives of each segment
+    asked, score = [], CrossEncoder.score
 
     def scored(self, texts, passages, **more):
         asked.extend(zip(texts, passages, strict=True))
@@ -212,8 +213,8 @@ def test_filters_hold_for_refreshes_too(world, work, whole, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(CrossEncoder, "score", scored)
-        student = run(world, work, filter={"denoise": limit})
-    assert n_stored(work) - stored == len(set(asked)) == len(asked) > 0
+        student = run(world, work, filter={"denoise": limit}, label={"keep_share": 1.0})
+    assert n_stored(work) == len(set(asked)) == len(asked) > 0
     assert probabilities(student).max() <= limit + 1e-4
     assert {len(rows) for rows in mined(student, 1)} == {6}
     counts = Manifest.read(student / "refresh" / "1" / "mine").counts
