@@ -53,9 +53,9 @@ class Remining(Systems):
 
     def refreshes_log(self) -> list[dict[str, Any]]:
         """What each refresh of the training that is on disk did; empty when there was none."""
-        from gplfast.stages import refresh
+        from gplfast.mining.refreshes import read_log
 
-        return refresh.read_log(self.directory("train rgpl"))
+        return read_log(self.directory("train rgpl"))
 
     def _refresh_steps(self) -> Steps:
         from gplfast.mining.scoring import stores_of, teacher_identity

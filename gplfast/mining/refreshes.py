@@ -8,14 +8,18 @@ import numpy as np
 
 from gplfast.mining.lists import Lists
 from gplfast.mining.sampling import permutation
+from gplfast.store.atomic import read_json
 from gplfast.store.negatives import different
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     import numpy.typing as npt
 
     from gplfast.mining.lists import Int64
+
+LOG = "refreshes.json"  # in the student's directory
 
 
 def replaced(old: Lists, new: Lists) -> Lists:
@@ -85,6 +89,15 @@ def line(log: Mapping[str, Any]) -> str:
         ", ".join(f"{name} {seconds:.1f} s" for name, seconds in log["seconds"].items()),
     ]
     return f"{head} {', '.join(shown)}"
+
+
+def read_log(directory: Path) -> list[dict[str, Any]]:
+    """The log of a student's refreshes so far; empty when there was none."""
+    try:
+        found: list[dict[str, Any]] = read_json(directory / LOG)
+    except FileNotFoundError:
+        return []
+    return found
 
 
 def _scores(log: Mapping[str, Any]) -> str:

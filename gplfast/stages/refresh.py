@@ -28,7 +28,7 @@ from gplfast.mining.averaging import teacher_models
 from gplfast.mining.background import Job
 from gplfast.mining.lists import Lists, from_sequences
 from gplfast.settings import output_settings
-from gplfast.store.atomic import read_json, write_json
+from gplfast.store.atomic import write_json
 from gplfast.store.manifest import Manifest
 from gplfast.store.negatives import Negatives, RankedLists
 from gplfast.store.segments import SegmentFolders
@@ -46,7 +46,6 @@ logger = logging.getLogger(__name__)
 
 # Neighbours that the adaptive mode compares.
 _TOP = 10
-_REFRESHES = "refreshes.json"
 Report = Callable[[str, int, int], None]
 RowsOf = Callable[[int], tuple[int, int]]
 
@@ -150,7 +149,7 @@ class Refreshes:
         """
         self._folders = SegmentFolders(directory / "refresh")
         self.every = self.n_steps = 0
-        self._log_file, self._key, self._steps = directory / _REFRESHES, key, steps
+        self._log_file, self._key, self._steps = directory / refreshes.LOG, key, steps
         self._corpus, self._queries, self._config, self._train = corpus, queries, config, train
         self._seed, self._threads, self._report = seed, threads, report
         self._job: Job[dict[str, Any]] | None = None
@@ -390,15 +389,6 @@ class Refreshes:
 
     def _frozen(self, number: int, student: Student) -> Student | None:
         return student.frozen(self._snapshot(number)) if number else None
-
-
-def read_log(directory: Path) -> list[dict[str, Any]]:
-    """The log of a student's refreshes so far; empty when there was none."""
-    try:
-        found: list[dict[str, Any]] = read_json(directory / _REFRESHES)
-    except FileNotFoundError:
-        return []
-    return found
 
 
 def _ranked(found: Negatives) -> Lists:
