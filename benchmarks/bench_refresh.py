@@ -41,7 +41,9 @@ def from_scratch(made: Pipeline, number: int, work: Path) -> dict[str, float]:
         mined = time.perf_counter()
         steps = fresh._refresh_steps()
         manifest = refreshes._label_manifest(number, lists)
-        rows = steps.label(work / "rows", manifest, refreshes._pool(lists), refreshes._rows_of(number), None)
+        rows = steps.label(
+            work / "rows", manifest, refreshes._pool(refreshes._fold(lists)), refreshes._rows_of(number), None
+        )
         end = time.perf_counter()
     same = refreshes._steps.load(refreshes._folders.path(number, "label"), manifest)
     if rows.queries.tolist() != same.queries.tolist() or rows.negatives.tolist() != same.negatives.tolist():

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from report_mining import menu, p_value, refresh, user_filter
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -75,7 +77,7 @@ def adapt(result: dict[str, Any]) -> str:
 def _p_between(report: dict[str, Any], first: str, second: str) -> str:
     pair = [report["p_values"].get(f"{a} vs {b}") for a, b in ((first, second), (second, first))]
     p = next((value for value in pair if value is not None), None)
-    return "" if p is None else _p(p)
+    return "" if p is None else p_value(p)
 
 
 def demo(result: dict[str, Any]) -> str:
@@ -270,58 +272,6 @@ def gpl(result: dict[str, Any]) -> str:
     )
 
 
-def menu(result: dict[str, Any]) -> str:
-    """One row a strategy, in the groups of the menu."""
-    head = (
-        "strategy",
-        "nDCG@10",
-        "Recall@100",
-        "p",
-        "teacher score of the negatives",
-        "false negatives",
-        "mine s",
-        "label s",
-        "train s",
-    )
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    group = ""
-    for row in result["rows"]:
-        if row["group"] != group:
-            group = row["group"]
-            lines.append(f"| *{group}* {'| ' * len(head)}|".replace("  |", " |"))
-        if "not_run" in row:
-            lines.append(f"| {row['name']} | not on this collection: {row['not_run']} {'| ' * (len(head) - 1)}|")
-            continue
-        score, false = row.get("negative_score"), row.get("false_negatives")
-        seconds = [row.get("seconds", {}).get(step) for step in ("mine", "label", "train")]
-        cells = [
-            row["name"],
-            f"{row['nDCG@10']:.3f}",
-            f"{row['Recall@100']:.3f}",
-            "" if row["p"] is None else _p(row["p"]),
-            "" if score is None else f"{score:.2f}",
-            "" if false is None else f"{100 * false:.0f} %",
-            *("" if took is None else f"{took:.0f}" for took in seconds),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    budget, commits = result["budget"], {row["commit"][:10] for row in result["rows"]}
-    place = result["machine"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{result['collection']}, at most {budget['max_queries']:,} generated queries: {budget['steps']} steps of "
-            f"{budget['batch_size']} rows, the student reads "
-            f"{budget['max_seq_length']} tokens, bundled models. Made on {place['cores']} cores of {place['cpu']} at "
-            f"{'commit' if len(commits) == 1 else 'commits'} {', '.join(sorted(commits))}.",
-        ]
-    )
-
-
-def _p(p: float) -> str:
-    return "<0.0001" if p < 1e-4 else f"{p:.4f}"
-
-
 # What appears only when it was measured.
 OPTIONAL = ("serving", "memory", "gpl")
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
@@ -336,6 +286,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "gpl": ("README.md", gpl),
     "nano": ("gplfast/presets/nano/README.md", nano),
     "menu": ("docs/menu.md", menu),
+    "refresh": ("docs/rgpl.md", refresh),
+    "user_filter": ("docs/filters.md", user_filter),
 }
 
 
