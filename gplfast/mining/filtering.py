@@ -18,7 +18,7 @@ from gplfast.mining.near import corpus_groups
 from gplfast.mining.scoring import by_rows
 from gplfast.mining.user_filter import UserFilter, function_fingerprint
 from gplfast.settings import output_settings
-from gplfast.store.negatives import RankedLists
+from gplfast.store.negatives import RankedLists, different
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -93,10 +93,9 @@ class Tally:
         """
         if config.pseudo_positive >= 1.0:
             return negatives.table()
-        pairs = [np.stack([owner_of(lists), lists.rows], axis=1) for lists in self._pseudo]
-        both = np.unique(np.concatenate(pairs), axis=0)
-        indptr = np.searchsorted(both[:, 0], np.arange(len(negatives) + 1)).astype(np.int64)
-        found = RankedLists(indptr, np.ascontiguousarray(both[:, 1]))
+        owners = np.concatenate([owner_of(lists) for lists in self._pseudo])
+        rows = np.concatenate([lists.rows for lists in self._pseudo])
+        found = RankedLists(*different(owners, rows, len(negatives)))
         if config.promote:
             return dataclasses.replace(negatives, promoted=found).table()
         import pyarrow as pa
