@@ -136,6 +136,10 @@ class LabelConfig(Checked):
     nan: str = setting("error", "when the teacher gives NaN: stop, or drop these rows", choices=("error", "drop"))
     batch_size: int = setting(AUTO, "pairs per batch at most (0: as many as fit by tokens)", low=0, output=False)
 
+    def asks_teacher(self, loss: LossConfig) -> bool:
+        """Whether labels for a loss are made of the teacher's scores: it reads them, or queries are kept by them."""
+        return loss.reads_scores or self.keep_share < 1.0
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(LossConfig):

@@ -13,7 +13,7 @@ from gplfast.mining.sources import STUDENT
 from gplfast.systems import Systems
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from gplfast.artifacts import Report
@@ -58,67 +58,91 @@ class Remining(Systems):
         return read_log(self.directory("train rgpl"))
 
     def _refresh_steps(self) -> Steps:
-        from gplfast.mining.scoring import stores_of, teacher_identity
+        from gplfast.mining.scoring import stores_of
         from gplfast.stages import label, mine, refresh
 
         config = self.config
         inputs = {"corpus": self.corpus.fingerprint, "queries": self._input("generate").key}
         teacher, *more = (self._served(name) for name in self.teachers())
         negatives = {**inputs, "negatives": self._input("mine").key}
-        mining = self._mining_of_refreshes()
         # Opened once for all refreshes, by filters and labels.
         openers = [functools.cache(self.opener_of_teacher(place)) for place in range(len(self.teachers()))]
         open_store = stores_of(self.work.path("scores"))
         filters = self._filters(openers[0], open_store)
         if filters.config.audit:  # of the negatives before training; each refresh would pay for it again
             filters = filters._replace(config=dataclasses.replace(filters.config, audit=0))
-        n_queries, n_passages = len(self.queries()), len(self.corpus)
-
-        def mine_with(
-            folder: Path, made: Manifest, student: Student, embeddings: Path, report: Report | None
-        ) -> Negatives:
-            return mine.mine(
-                *(self.corpus, self.queries(), folder, made, mining),
-                encoders={STUDENT: functools.partial(self._encoder_of, student, embeddings / "served")},
-                embeddings=embeddings,
-                threads=config.threads,
-                filters=filters,
-                report=report,
-            )
-
-        def label_rows(folder: Path, made: Manifest, pool: Negatives, rows: RowsOf, report: Report | None) -> Margins:
-            return label.label(
-                *(self.corpus, self.queries(), pool, folder, made),
-                config=config.label,
-                train=config.train,
-                open_teacher=openers[0],
-                more_teachers=openers[1:],
-                compared_on=self.negatives() if len(openers) > 1 else None,
-                open_store=open_store,
-                seed=config.seed,
-                report=report,
-                rows=rows,
-            )
-
-        def pairs_stored() -> int:
-            if not (self.labels_ask or config.filter.by_teacher):
-                return 0
-            found = openers[0]().fingerprint
-            return len(open_store(teacher_identity(found, config.label.activation, config.label.relevance_label)))
-
         return refresh.Steps(
             initial=self.negatives,
-            mine=mine_with,
-            label=label_rows,
-            load=functools.partial(label.load, n_queries=n_queries, n_passages=n_passages),
+            mine=functools.partial(self._mine_segment, filters=filters),
+            label=functools.partial(self._label_segment, openers=openers, open_store=open_store),
+            load=functools.partial(label.load, n_queries=len(self.queries()), n_passages=len(self.corpus)),
             negative_score=label.mean_negative_score,
-            pairs_stored=pairs_stored,
-            mine_manifest=mine.manifest(inputs, {STUDENT: ""}, mining, filters=self._filter_identity()),
+            pairs_stored=functools.partial(self._pairs_stored, openers[0], open_store),
+            mine_manifest=mine.manifest(
+                inputs, {STUDENT: ""}, self._mining_of_refreshes(), filters=self._filter_identity()
+            ),
             label_manifest=label.manifest(
                 negatives, teacher, config.label, config.train, config.seed, more_teachers=more
             ),
             filtered=config.filter.by_teacher,
         )
+
+    def _mine_segment(
+        self,
+        folder: Path,
+        made: Manifest,
+        student: Student,
+        embeddings: Path,
+        report: Report | None,
+        *,
+        filters: Asked,
+    ) -> Negatives:
+        from gplfast.stages import mine
+
+        return mine.mine(
+            *(self.corpus, self.queries(), folder, made, self._mining_of_refreshes()),
+            encoders={STUDENT: functools.partial(self._encoder_of, student, embeddings / "served")},
+            embeddings=embeddings,
+            threads=self.config.threads,
+            filters=filters,
+            report=report,
+        )
+
+    def _label_segment(
+        self,
+        folder: Path,
+        made: Manifest,
+        pool: Negatives,
+        rows: RowsOf,
+        report: Report | None,
+        *,
+        openers: Sequence[Callable[[], Any]],
+        open_store: OpenStore,
+    ) -> Margins:
+        from gplfast.stages import label
+
+        config = self.config
+        return label.label(
+            *(self.corpus, self.queries(), pool, folder, made),
+            config=config.label,
+            train=config.train,
+            open_teacher=openers[0],
+            more_teachers=openers[1:],
+            compared_on=self.negatives() if len(openers) > 1 else None,
+            open_store=open_store,
+            seed=config.seed,
+            report=report,
+            rows=rows,
+        )
+
+    def _pairs_stored(self, open_teacher: Callable[[], Any], open_store: OpenStore) -> int:
+        from gplfast.mining.scoring import teacher_identity
+
+        config, label = self.config, self.config.label
+        if not (label.asks_teacher(config.train) or config.filter.by_teacher):
+            return 0
+        fingerprint = open_teacher().fingerprint
+        return len(open_store(teacher_identity(fingerprint, label.activation, label.relevance_label)))
 
     def _encoder_of(self, student: Student, folder: Path) -> Encoder:
         """What embeds with the student in training: on a processor the runtime that serves models, else torch."""

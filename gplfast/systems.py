@@ -112,11 +112,6 @@ class Systems(Artifacts):
         """The settings of one of `STUDENTS`: R-GPL's are GPL's."""
         return self.config.genq if student == "genq" else self.config.train
 
-    @property
-    def labels_ask(self) -> bool:
-        """Whether labels are made of the teacher's scores."""
-        return self.config.train.reads_scores or self.config.label.keep_share < 1.0
-
     def check_models(self, steps: Iterable[str], systems: Iterable[str], extra: Iterable[str]) -> None:
         """Check the kind of every model that some steps and systems use.
 
@@ -141,7 +136,7 @@ class Systems(Artifacts):
             )
         if filters.function:
             UserFilter.load(filters.function).check()
-        labelled = self.labels_ask and bool({"label", "train rgpl"} & set(steps))
+        labelled = config.label.asks_teacher(config.train) and bool({"label", "train rgpl"} & set(steps))
         if labelled or BM25_TEACHER in systems or filters.by_teacher or filters.audit:
             preflight.teacher(self.model(config.label.model).path, config.label)
         for name in config.label.more_models if labelled else ():

@@ -38,30 +38,10 @@ def loss(student: Any, config: TrainConfig, examples: Examples) -> Any:
     """
     import torch
 
-    from gplfast import ops
-
     if examples.documents is None:
         raise ConfigError("loss is adore but there are no vectors of the documents; embed them with the base first")
-    documents: npt.NDArray[np.float32] = examples.documents
-    groups = np.arange(len(documents)) if examples.passage_groups is None else examples.passage_groups
     cosine, scale = config.similarity == "cosine", 1.0 / temperature(student, config)
-    index = ops.Index(documents.shape[1], "cosine" if cosine else "ip")
-    index.add(documents, threads=torch.get_num_threads())
-    k = min(config.search_top, len(documents))
-
-    def found_by(queries: npt.NDArray[np.float32], own: npt.NDArray[np.int64]) -> tuple[Any, Any, Any]:
-        """Vectors by rank with the positive's at the end, float32 (n, k + 1, dim), its positives and the others."""
-        hits = index.search(queries, k, threads=torch.get_num_threads()).ids
-        positives, sources = groups[own[:, :1]], groups[own[:, -1:]]  # the same where there are no sources
-        ranked = np.concatenate([hits, own[:, :1]], axis=1)
-        vectors = np.asarray(documents[ranked], np.float32)
-        there = np.concatenate([hits >= 0, ~np.isnan(vectors[:, -1:]).any(axis=2)], axis=1)
-        vectors[~there] = 0.0  # NaN times a weight of 0 is NaN
-        near = there & (groups[ranked] == positives)
-        far = there & ~near & (groups[ranked] != sources)
-        # The place behind the others is a positive or nothing.
-        near[:, -1] &= ~near[:, :-1].any(axis=1)
-        return vectors, near, far
+    found_by = _Ranked(examples.documents, examples.passage_groups, cosine=cosine, k=config.search_top)
 
     class Adore(torch.nn.Module):
         def __init__(self) -> None:
@@ -81,6 +61,38 @@ def loss(student: Any, config: TrainConfig, examples: Examples) -> Any:
             return pair_loss(scores, near, far, config.metric_cut)
 
     return Adore()
+
+
+class _Ranked:
+    """The documents that a batch of queries finds, and which of them are positives."""
+
+    def __init__(
+        self, documents: npt.NDArray[np.float32], groups: npt.NDArray[np.int64] | None, *, cosine: bool, k: int
+    ) -> None:
+        import torch
+
+        from gplfast import ops
+
+        self._documents = documents
+        self._groups = np.arange(len(documents)) if groups is None else groups
+        self._k, self._threads = min(k, len(documents)), torch.get_num_threads()
+        self._index = ops.Index(documents.shape[1], "cosine" if cosine else "ip")
+        self._index.add(documents, threads=self._threads)
+
+    def __call__(self, queries: npt.NDArray[np.float32], own: npt.NDArray[np.int64]) -> tuple[Any, Any, Any]:
+        """Vectors by rank with the positive's at the end, float32 (n, k + 1, dim), its positives and the others."""
+        groups = self._groups
+        hits = self._index.search(queries, self._k, threads=self._threads).ids
+        positives, sources = groups[own[:, :1]], groups[own[:, -1:]]  # the same where there are no sources
+        ranked = np.concatenate([hits, own[:, :1]], axis=1)
+        vectors = np.asarray(self._documents[ranked], np.float32)
+        there = np.concatenate([hits >= 0, ~np.isnan(vectors[:, -1:]).any(axis=2)], axis=1)
+        vectors[~there] = 0.0  # NaN times a weight of 0 is NaN
+        near = there & (groups[ranked] == positives)
+        far = there & ~near & (groups[ranked] != sources)
+        # The place behind the others is a positive or nothing.
+        near[:, -1] &= ~near[:, :-1].any(axis=1)
+        return vectors, near, far
 
 
 def pair_loss(scores: Any, near: Any, far: Any, cut: int) -> Any:

@@ -86,8 +86,8 @@ def manifest(
     models = averaging.teacher_models([teacher_fingerprint, *more_teachers])
     if not train.reads_scores:
         settings["scored"] = False
-        if config.keep_share >= 1.0:
-            models = {}
+    if not config.asks_teacher(train):
+        models = {}
     return Manifest("margins", inputs=inputs, config=settings, models=models)
 
 
@@ -147,10 +147,8 @@ def label(
         positives, pool, eligible, with_negatives = _trained_on(corpus, queries, negatives, train, seed)
         scorers = [
             functools.partial(_score, scorer_of(config, opener, open_store), corpus, queries)
-            for opener in (open_teacher, *more_teachers)
+            for opener in (open_teacher, *(more_teachers if config.asks_teacher(train) else ()))
         ]
-        if not (train.reads_scores or config.keep_share < 1.0):
-            scorers = scorers[:1]  # nothing is scored
         n_sample = min(SAMPLE_ROWS, train.n_steps(len(eligible)) * train.batch_size)
         compared = pool if compared_on is None else Lists(*compared_on.union())
         sample = functools.partial(visits, positives, compared, seed=seed, start=0, stop=n_sample)

@@ -216,37 +216,24 @@ def train(
         raise DataError("cannot train: there are 0 training rows; look at the counts of generate, mine and label")
     students.prepare(seed, threads)
     student = students.open_student(base, config)
-    frozen = None
-    if config.loss == ADORE and documents is not None:
-        frozen = directory / DOCUMENTS
+    frozen = directory / DOCUMENTS if config.loss == ADORE and documents is not None else None
+    if documents is not None and frozen is not None:
         students.save(student, frozen)
         rows = dataclasses.replace(rows, documents=documents(frozen))
         logger.info("only queries are trained: documents stay encoded by the base, kept in %s", model_path / DOCUMENTS)
     rows, done = prepare_labels(rows, student, config)
-    # Rows were drawn to fill every step; some are missing only when a teacher's NaN were dropped.
-    n_steps = (
-        config.n_steps(len(rows.queries)) if rows.negatives is None else max(1, len(rows.queries) // config.batch_size)
-    )
-    segments = None
-    if remining is not None:
-        n_steps = remining.n_steps
-
-        def remine(step: int, encoder: StudentEncoder, now: bool) -> Examples:
-            return prepare_labels(remining.rows(step, encoder, now=now), student, config, done)[0]
-
-        segments = Segments(remining.every, n_steps, remine, remining.check)
     fit = training.fit(
         student,
         rows,
         directory / "checkpoints",
         wanted.key,
         config,
-        n_steps=n_steps,
+        n_steps=_n_steps(rows, config) if remining is None else remining.n_steps,
         seed=seed,
         progress=None if report is None else lambda step, steps: report("train", step, steps),
         dev=dev() if dev is not None else None,
         threads=threads,
-        remining=segments,
+        remining=None if remining is None else _segments(remining, student, config, done),
     )
     directory.mkdir(parents=True, exist_ok=True)
     retract(directory)
@@ -256,15 +243,39 @@ def train(
         done["refreshes"] = remining.log(fit.n_steps)
         counts["rows"] = fit.n_steps * config.batch_size
         counts["refreshes"] = sum(item["refreshed"] for item in done["refreshes"])
+    _write_training(directory, wanted, fit, counts, done)
+    return model_path
+
+
+def _n_steps(rows: Examples, config: TrainConfig) -> int:
+    if rows.negatives is None:
+        return config.n_steps(len(rows.queries))
+    # They were drawn to fill every step; some are missing only when a teacher's NaN were dropped.
+    return max(1, len(rows.queries) // config.batch_size)
+
+
+def _segments(remining: Remining, student: Any, config: TrainConfig, done: dict[str, Any]) -> Segments:
+    """R-GPL's rows, with the labels of all segments on the first one's scale (`done`)."""
+
+    def remine(step: int, encoder: StudentEncoder, now: bool) -> Examples:
+        return prepare_labels(remining.rows(step, encoder, now=now), student, config, done)[0]
+
+    return Segments(remining.every, remining.n_steps, remine, remining.check)
+
+
+def _write_training(
+    directory: Path, wanted: Manifest, fit: training.Fit, counts: dict[str, float], done: dict[str, Any]
+) -> None:
+    """Write `training.json` and the manifest beside the model, and drop what a resumed training would need."""
     if fit.selected is not None:
         counts |= {"best step": fit.selected.best_step, f"dev {fit.selected.metric}": fit.selected.best_score}
         done["selection"] = dataclasses.asdict(fit.selected)
     write_json(directory / "training.json", {**done, "precision": fit.precision, "losses": fit.losses})
-    files = sorted(path.relative_to(directory).as_posix() for path in model_path.rglob("*") if path.is_file())
+    model = (path for path in (directory / "model").rglob("*") if path.is_file())
+    files = sorted(path.relative_to(directory).as_posix() for path in model)
     wanted.with_counts(counts).with_files(directory, [*files, "training.json"]).write(directory)
     for temporary in ("checkpoints", DOCUMENTS):
         shutil.rmtree(directory / temporary, ignore_errors=True)
-    return model_path
 
 
 def prepare_labels(
