@@ -6,12 +6,15 @@ Results go to stdout, progress and warnings to stderr. An error is one line on s
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import logging
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from gplfast import ranks
 from gplfast.bench import flags
 from gplfast.epilogs import EPILOGS
 from gplfast.errors import ConfigError, GplfastError
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
     from gplfast.pipeline import Pipeline
 
 
+# Commands in which processes that train together have something to do besides the first one.
+_TRAINING = ("run", "train", "demo")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line and status 2, without the usage."""
@@ -36,9 +43,14 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = parser().parse_args(argv)
+    if not ranks.first():  # of the processes that torchrun started
+        if arguments.name not in _TRAINING:
+            return 0
+        arguments.quiet = True
     _logging(arguments)
     try:
-        return int(arguments.command(arguments) or 0)
+        with contextlib.nullcontext() if ranks.first() else contextlib.redirect_stdout(io.StringIO()):
+            return int(arguments.command(arguments) or 0)
     except GplfastError as error:
         sys.stderr.write(f"gplfast: error: {' '.join(str(error).split())}\n")
         return 2
@@ -187,7 +199,8 @@ def _step(arguments: argparse.Namespace) -> None:
         with pipeline.work:
             for step in steps:
                 pipeline.step(step)
-                print(pipeline.describe(step))
+                if ranks.first():
+                    print(pipeline.describe(step))
 
 
 def _mine(arguments: argparse.Namespace) -> None:

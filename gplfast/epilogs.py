@@ -35,8 +35,9 @@ Labelled queries, from judgements to files of other tools (see docs/formats.md):
   gplfast mine --config negminer.yaml --keep 16 --format dpr
 Work that was done is kept in --work, by default in the folder work of --output, and not done again.""",
     "label": "example:\n  gplfast label --corpus scifact --work W --model cross-encoder/ms-marco-MiniLM-L-6-v2",
-    "train": "example:\n  gplfast train --corpus scifact --work W --learning-rate 1e-4\n"
-    "  gplfast train --corpus scifact --work W --students rgpl",
+    "train": "examples:\n  gplfast train --corpus scifact --work W --learning-rate 1e-4\n"
+    "  gplfast train --corpus scifact --work W --students rgpl\n"
+    "  torchrun --nproc-per-node 4 -m gplfast train --corpus scifact --work W   on four GPUs that share each batch",
     "evaluate": "example:\n  gplfast evaluate --corpus scifact --work W --model other/model --systems bm25 gpl",
     "ask": 'example:\n  gplfast ask "who are the normans" --model nano:student --model W/train/gpl/model --corpus C',
     "demo": "example:\n  gplfast demo --work demo",

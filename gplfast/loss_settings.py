@@ -11,9 +11,9 @@ MARGIN_MSE, KL, MNRL, CACHED_MNRL = "margin-mse", "kl", "mnrl", "cached-mnrl"
 TRIPLET, GIST, CACHED_GIST, ADORE = "triplet", "gist", "cached-gist", "adore"
 
 _RESCALED = ("rescale", "rescale_range", "label_mean", "label_clip")
-_INFO_NCE = ("scale", "temperature", "gather_across_devices", "directions", "partition_mode")
+_INFO_NCE = ("scale", "temperature", "directions", "partition_mode")
 _HARDNESS = ("hardness_mode", "hardness_strength")
-_GUIDED = ("temperature", "guide_margin", "guide_strategy", "gather_across_devices")
+_GUIDED = ("temperature", "guide_margin", "guide_strategy")
 # Each loss and the settings that it reads; those of other losses change nothing and are not recorded.
 READS: dict[str, tuple[str, ...]] = {
     MARGIN_MSE: _RESCALED,
@@ -64,9 +64,6 @@ class LossConfig(Checked):
     )
     mini_batch_size: int = setting(
         32, "texts that a cached loss encodes at a time; the batch may be far larger", low=1, output=False
-    )
-    gather_across_devices: bool = setting(
-        False, "the other devices' passages are negatives too (under torchrun only)", added=True
     )
     directions: tuple[str, ...] = setting(
         ("query_to_doc",),

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gplfast import ranks
 from gplfast.config import RunConfig, load_config
 from gplfast.config import check as check_settings
 from gplfast.errors import ConfigError
@@ -166,7 +167,8 @@ class Pipeline(Remining):
                 refreshes.close()
         # The manifest has the base's fingerprint only; the table's zero-shot needs the base itself.
         found = config.base if config.base.startswith("nano:") else str(base.path.resolve())
-        write_json(directory / BASE_FILE, {"name": found})
+        if ranks.first():
+            write_json(directory / BASE_FILE, {"name": found})
         return model
 
     # ---- the whole
@@ -226,15 +228,25 @@ class Pipeline(Remining):
         models: dict[str, Path] = {}
         for step in self.steps():
             path = self.step(step)
-            logger.info("%s", self.describe(step))
+            if ranks.first():
+                logger.info("%s", self.describe(step))
             if step.startswith("train"):
                 models[step.split()[1]] = path
-        report = self.evaluate() if evaluate else None
+        report = self.evaluate() if evaluate and ranks.first() else None
         return Adapted(next(iter(models.values())), models, report, self.work.root)
 
     def step(self, step: str) -> Any:
-        """Do one step: "generate", "mine", "label", "train gpl", …; returns what it made."""
+        """Do one step: "generate", "mine", "label", "train gpl", …; returns what it made.
+
+        Of several processes (torchrun) all train, and the first one does everything else: None for the others.
+        """
         name, _, student = step.partition(" ")
+        if name == "train":
+            from gplfast.models import meeting
+
+            meeting.meet()  # what is trained on is made now
+        elif not ranks.first():
+            return None
         work = functools.partial(self.train, student) if name == "train" else getattr(self, name)
         return self.timed(step, work, fresh=freshness(self.directory(step), self.wanted(step)).fresh)
 
@@ -251,7 +263,7 @@ class Pipeline(Remining):
         start = time.perf_counter()
         self.serving.choices.clear()
         outcome = work()
-        if not fresh:
+        if not fresh and ranks.first():
             self._keep_choices(step)
             seconds = self.seconds()
             seconds[step] = round(time.perf_counter() - start, 3)

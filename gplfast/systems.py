@@ -6,7 +6,7 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any
 
-from gplfast import preflight
+from gplfast import preflight, ranks
 from gplfast.artifacts import Artifacts, ModelFile
 from gplfast.config import STUDENTS
 from gplfast.errors import ArtifactError, ConfigError, HubError, MissingExtraError, ModelError
@@ -144,6 +144,7 @@ class Systems(Artifacts):
         for step in steps:
             if step.startswith("train"):
                 student = self.student_config(step.split()[1])
+                ranks.share(student.batch_size, "[genq]" if step == "train genq" else "[train]")
                 preflight.bi_encoder(self.model(student.base).path, "student")
                 if (guide := self.guide(student)) is not None:
                     preflight.bi_encoder(guide.path, "guide")

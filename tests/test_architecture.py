@@ -18,6 +18,7 @@ CSRC = ROOT / "csrc"
 # The design's layers [0] to [5], finer where a layer has an order inside.
 ORDER = [
     ("errors",),  # [0]
+    ("ranks",),
     ("preset_settings", "settings", "settings_file"),
     ("filter_settings", "loss_settings", "positive_settings"),
     ("config", "labelled_settings"),

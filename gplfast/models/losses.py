@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from gplfast import loss_settings as names
+from gplfast import ranks
 from gplfast.errors import ConfigError
 from gplfast.models.student import normalizes, open_student
 
@@ -90,7 +91,7 @@ def _mnrl(student: Any, config: TrainConfig, *, cached: bool = False) -> Any:
     options: dict[str, Any] = {
         "scale": 1.0 / temperature(student, config),
         "similarity_fct": _similarity(config),
-        "gather_across_devices": config.gather_across_devices,
+        "gather_across_devices": ranks.world_size() > 1,
         "directions": config.directions,
         "partition_mode": config.partition_mode,
         "hardness_mode": None if config.hardness_mode == "none" else config.hardness_mode,
@@ -111,7 +112,7 @@ def _gist(student: Any, config: TrainConfig, guide: Path | None, *, cached: bool
         "temperature": config.temperature or _GUIDED_TEMPERATURE,
         "margin_strategy": config.guide_strategy,
         "margin": config.guide_margin,
-        "gather_across_devices": config.gather_across_devices,
+        "gather_across_devices": ranks.world_size() > 1,
     }
     if not cached:
         return losses.GISTEmbedLoss(student, frozen, **options)
@@ -142,6 +143,7 @@ def _in_batch_hard(student: Any, config: TrainConfig, *, triplet: bool = False) 
     """
     import torch
     from sentence_transformers.base.losses.merged_forward import embed_columns
+    from sentence_transformers.util import all_gather_with_grad
 
     similarity, n_nearest = _similarity(config), config.in_batch_hard
     distance, margin = _metric(config), triplet_margin(student, config)
@@ -154,14 +156,18 @@ def _in_batch_hard(student: Any, config: TrainConfig, *, triplet: bool = False) 
 
         def forward(self, sentence_features: Any, labels: Any) -> Any:  # noqa: ARG002
             query, positive, *mined = embed_columns(self.model, sentence_features)
-            scores = similarity(query, positive)
-            others = scores.detach().clone().fill_diagonal_(-torch.inf)
-            nearest = others.sort(dim=1, descending=True, stable=True).indices[:, : min(n_nearest, len(query) - 1)]
+            batch = all_gather_with_grad(positive) if ranks.world_size() > 1 else positive
+            scores = similarity(query, batch)
+            rows = torch.arange(len(query), device=scores.device)
+            own = rows + ranks.rank() * len(query)
+            others = scores.detach().clone()
+            others[rows, own] = -torch.inf
+            nearest = others.sort(dim=1, descending=True, stable=True).indices[:, : min(n_nearest, len(batch) - 1)]
             if not triplet:
-                own = [similarity(query, one).diagonal().unsqueeze(1) for one in mined]
-                kept = torch.cat([scores.diagonal().unsqueeze(1), scores.gather(1, nearest), *own], dim=1)
+                hard = [similarity(query, one).diagonal().unsqueeze(1) for one in mined]
+                kept = torch.cat([scores[rows, own].unsqueeze(1), scores.gather(1, nearest), *hard], dim=1)
                 return -(kept * scale).log_softmax(dim=1)[:, 0].mean()
-            negatives = [*(positive[column] for column in nearest.T), *mined]
+            negatives = [*(batch[column] for column in nearest.T), *mined]
             if not negatives:  # a batch of one row
                 return 0.0 * positive.sum()
             near = distance(query, positive)

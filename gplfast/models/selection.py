@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gplfast import ops
+from gplfast import ops, ranks
 from gplfast.errors import ArtifactError, ModelError
+from gplfast.models import meeting
 from gplfast.models.student import device
 from gplfast.models.student_encoder import StudentEncoder
 from gplfast.store.atomic import atomic_path, read_json, write_json
@@ -147,7 +148,7 @@ class Selector:
         self._config, self._threads, self._n_steps = config, threads, n_steps
         self._metric, self._patience = config.select_metric, config.select_patience
         self._every = config.select_every or max(1, math.ceil(n_steps / _TIMES))
-        self._curve: dict[int, float] = self._kept()
+        self._curve: dict[int, float] = meeting.in_turn(self._kept)
         self._stopped = False
 
     def callback(self) -> Any:
@@ -169,12 +170,13 @@ class Selector:
         return Select()
 
     def finish(self) -> Selected:
-        """Put the best weights into the student; what was done."""
+        """Put the best weights into the student, the first process's, which writes it; what was done."""
         from safetensors.torch import load_model
 
         step = _earliest_best(self._curve)
         score = self._curve[step]
-        load_model(self._student, str(self._weights(step)), device=device())
+        if ranks.first():
+            load_model(self._student, str(self._weights(step)), device=device())
         curve: list[dict[str, float]] = [{"step": at, "score": self._curve[at]} for at in sorted(self._curve)]
         if step == 0:
             logger.warning(
@@ -191,7 +193,10 @@ class Selector:
         if step % self._every and step != self._n_steps:
             return False
         if step not in self._curve:
-            score = measure(self._student, self._dev, self._config, self._mark["precision"], threads=self._threads)
+            precision, threads = self._mark["precision"], self._threads
+            score = meeting.of_first(
+                lambda: measure(self._student, self._dev, self._config, precision, threads=threads)
+            )
             logger.info("step %d: %s %.4f of %d held-out queries", step, self._metric, score, len(self._dev.queries))
             self._keep(step, score)
         looks = [at for at in sorted(self._curve) if at <= step]
@@ -203,6 +208,8 @@ class Selector:
         from safetensors.torch import save_model
 
         self._curve[step] = score
+        if not ranks.first():
+            return
         best = _earliest_best(self._curve)
         if best == step:
             with atomic_path(self._weights(step)) as path:

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gplfast import ranks
 from gplfast.errors import ArtifactError
-from gplfast.models import segments, training_rows
+from gplfast.models import meeting, segments, training_rows
 from gplfast.models.selection import DevSet, Selected, Selector
 from gplfast.models.student import device, resolve_precision
 from gplfast.models.student_encoder import StudentEncoder
@@ -70,7 +71,7 @@ def fit(
     """
     precision = resolve_precision(config.precision)
     mark = {"key": key, "precision": precision}
-    whole = _usable_checkpoints(checkpoints, mark)
+    whole = meeting.in_turn(lambda: _usable_checkpoints(checkpoints, mark))
     selector = None
     if dev is not None:
         selector = Selector(student, dev, checkpoints, mark, config, n_steps=n_steps, threads=threads)
@@ -123,11 +124,17 @@ def _arguments(
 ) -> Any:
     from sentence_transformers import SentenceTransformerTrainingArguments
 
+    class Arguments(SentenceTransformerTrainingArguments):  # type: ignore[misc, unused-ignore]
+        @property
+        def n_gpu(self) -> int:
+            """One: of several that it sees a process would otherwise train on all, with as many times the batch."""
+            return 1
+
     on_gpu = device() == "cuda"
-    return SentenceTransformerTrainingArguments(
+    return Arguments(
         output_dir=str(directory),
         max_steps=n_steps,
-        per_device_train_batch_size=config.batch_size,
+        per_device_train_batch_size=config.batch_size // ranks.world_size(),
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         warmup_steps=config.n_warmup(n_steps),
@@ -159,7 +166,9 @@ def _callback(mark: dict[str, str], progress: Progress | None) -> Any:
 
         def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
             path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            write_json(path / _MARK, {**mark, "step": int(state.global_step)})
+            meeting.meet()  # each process has a file of its own in it
+            if ranks.first():
+                write_json(path / _MARK, {**mark, "step": int(state.global_step)})
 
         def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:  # noqa: ARG002
             if progress is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from gplfast import ranks
 from gplfast.loss_settings import ADORE, KL, LABELLED, MARGIN_MSE, MNRL
 from gplfast.models import adore, losses
 from gplfast.models.student import prompt
@@ -135,23 +136,36 @@ def batch_sampler(examples: Examples, config: TrainConfig) -> Any:
     """Rows as they are, which is how the visits were drawn; for GenQ shuffled, no text twice in a batch.
 
     Where the batch's passages are negatives of each other, a row whose positive, or whose query's source, is another
-    row's passage waits for a later batch.
+    row's passage waits for a later batch. Of several processes each has its share of every batch.
     """
     if examples.negatives is None:
         known = examples.source_groups is not None and config.shares_batch(MNRL)
-        return functools.partial(_shuffled_apart, examples) if known else "no_duplicates"
+        return functools.partial(_shuffled_apart, examples) if known or ranks.world_size() > 1 else "no_duplicates"
     return functools.partial(_apart, examples, config) if config.shares_batch(MARGIN_MSE) else file_order
 
 
 def batches(examples: Examples, config: TrainConfig) -> list[list[int]]:
-    """The batches of rows with negatives, see `apart`; none where the batch's passages are no negatives."""
+    """The batches of rows with negatives, see `apart`; none where the batch's passages are no negatives.
+
+    Of several processes the shares of each batch, one after the other.
+    """
     if examples.negatives is None or not config.shares_batch(MARGIN_MSE):
         return []
     queries, positives = _groups(examples)
     negatives = examples.negatives.reshape(len(queries), -1)
     if examples.passage_groups is not None:
         negatives = examples.passage_groups[negatives]
-    return list(apart(queries, positives, negatives, config.batch_size, _sources(examples)))
+    return list(_shares(apart(queries, positives, negatives, config.batch_size, _sources(examples)), config.batch_size))
+
+
+def _shares(batches: Iterator[list[int]], batch_size: int) -> Iterator[list[int]]:
+    """Each batch cut into equal parts, one for each process; among several a batch that is not full is left out."""
+    n = ranks.world_size()
+    for batch in batches:
+        if n == 1:
+            yield batch
+        elif len(batch) == batch_size:
+            yield from (batch[start : start + batch_size // n] for start in range(0, batch_size, batch_size // n))
 
 
 def apart(
@@ -237,8 +251,9 @@ def _shuffled_apart(examples: Examples, dataset: Any, batch_size: int, drop_last
         def __iter__(self) -> Iterator[list[int]]:
             order = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch])).permutation(len(queries))
             given = None if sources is None else sources[order]
-            found = apart(queries[order], positives[order], none, self.batch_size, given)
-            for batch in itertools.islice(found, len(self)):
+            size = self.batch_size * ranks.world_size()
+            found = apart(queries[order], positives[order], none, size, given)
+            for batch in itertools.islice(_shares(found, size), len(self)):
                 yield order[batch].tolist()
 
     return ShuffledApart(dataset, batch_size=batch_size, drop_last=drop_last, **options)

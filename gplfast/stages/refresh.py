@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from gplfast import ranks
 from gplfast.mining import dense, refreshes
 from gplfast.mining.averaging import teacher_models
 from gplfast.mining.background import Job
@@ -181,15 +182,21 @@ class Refreshes:
         Args:
             step: Its first step.
             student: The student in training.
-            now: Whether training stands at that step; otherwise the rows were made before.
+            now: Whether training stands at that step; otherwise the rows were made before, as they always are for
+                every process but the first one.
 
         Raises:
             ArtifactError: They should be there and are not.
         """
         number = step // self.every
-        record = self._asynchronous(number, student, now=now) if self._config.mode == "async" else None
-        if record is None:
-            record = self._make(number, number, student, self._report) if now else self._folders.finished(number)
+        if not ranks.first():
+            record = self._folders.finished(number)
+        elif self._config.mode == "async":
+            record = self._asynchronous(number, student, now=now)
+        elif now:
+            record = self._make(number, number, student, self._report)
+        else:
+            record = self._folders.finished(number)
         return self._steps.load(self._folders.path(number, "label"), self._label_manifest(number, record["lists"]))
 
     def log(self, n_trained: int) -> list[dict[str, Any]]:

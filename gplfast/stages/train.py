@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import shutil
 from collections.abc import Callable
@@ -10,14 +11,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from gplfast import ranks
 from gplfast.config import OF_SELECTION
 from gplfast.errors import ArtifactError, DataError
 from gplfast.loss_settings import ADORE, MARGIN_MSE, unread
 from gplfast.mining import rescale
 from gplfast.mining.held_out import held_out, searched
 from gplfast.mining.lists import same_text_groups
+from gplfast.models import meeting, training, training_rows
 from gplfast.models import student as students
-from gplfast.models import training, training_rows
 from gplfast.models.checkpoint import DOCUMENTS
 from gplfast.models.segments import Segments
 from gplfast.models.selection import DevSet
@@ -186,6 +188,9 @@ def train(
 
     A second call after a kill goes on from the newest whole checkpoint: optimizer, schedule, sampler, random state.
 
+    Processes that `torchrun` started share every batch, so that what is computed is what one process would compute, to
+    rounding (and but for dropout). The first one writes.
+
     Args:
         examples: Gives the training rows; called only when there is something to do.
         base: Directory of the student before training; without `modules.json` pooling is put on top.
@@ -211,15 +216,17 @@ def train(
     model_path = directory / "model"
     if freshness(directory, wanted).fresh:
         return model_path
-    rows = examples()
+    rows = meeting.in_turn(examples)
     if not len(rows.queries):
         raise DataError("cannot train: there are 0 training rows; look at the counts of generate, mine and label")
     students.prepare(seed, threads)
     student = students.open_student(base, config)
     frozen = directory / DOCUMENTS if config.loss == ADORE and documents is not None else None
     if documents is not None and frozen is not None:
-        students.save(student, frozen)
-        rows = dataclasses.replace(rows, documents=documents(frozen))
+        if ranks.first():
+            students.save(student, frozen)
+        vectors = meeting.in_turn(functools.partial(documents, frozen))
+        rows = dataclasses.replace(rows, documents=vectors)
         logger.info("only queries are trained: documents stay encoded by the base, kept in %s", model_path / DOCUMENTS)
     rows, done = prepare_labels(rows, student, config)
     fit = training.fit(
@@ -235,6 +242,9 @@ def train(
         threads=threads,
         remining=None if remining is None else _segments(remining, student, config, done),
     )
+    if not ranks.first():
+        meeting.meet()
+        return model_path
     directory.mkdir(parents=True, exist_ok=True)
     retract(directory)
     students.save(student, model_path, documents=frozen)
@@ -244,6 +254,7 @@ def train(
         counts["rows"] = fit.n_steps * config.batch_size
         counts["refreshes"] = sum(item["refreshed"] for item in done["refreshes"])
     _write_training(directory, wanted, fit, counts, done)
+    meeting.meet()
     return model_path
 
 
@@ -258,7 +269,8 @@ def _segments(remining: Remining, student: Any, config: TrainConfig, done: dict[
     """R-GPL's rows, with the labels of all segments on the first one's scale (`done`)."""
 
     def remine(step: int, encoder: StudentEncoder, now: bool) -> Examples:
-        return prepare_labels(remining.rows(step, encoder, now=now), student, config, done)[0]
+        rows = meeting.in_turn(lambda: remining.rows(step, encoder, now=now))
+        return prepare_labels(rows, student, config, done)[0]
 
     return Segments(remining.every, remining.n_steps, remine, remining.check)
 

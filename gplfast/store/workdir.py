@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from gplfast import ranks
 from gplfast.errors import ArtifactError, LockedError
 from gplfast.store.atomic import read_json, remove_leftovers, write_json
 
@@ -53,10 +54,14 @@ class WorkDir:
     def __enter__(self) -> Self:
         """Take the exclusive lock and clear what killed writers left.
 
+        Of several processes that train together the first one takes it, for all; the others write nothing.
+
         Raises:
             LockedError: at once, when another process (or another object of this one) holds it.
             ArtifactError: when the path is a file.
         """
+        if not ranks.first():
+            return self
         from filelock import FileLock, Timeout
 
         if self.root.exists() and not self.root.is_dir():

@@ -391,7 +391,6 @@ def test_a_manifest_holds_the_settings_that_the_loss_reads_and_no_others(loss):
         "loss_margin": 1.0,
         "distance": "cosine",
         "in_batch_hard": 2,
-        "gather_across_devices": True,
         "directions": ("query_to_doc", "doc_to_query"),
         "partition_mode": "per_direction",
         "hardness_mode": "hard_negatives",

@@ -1,0 +1,43 @@
+"""Which process of a training on several devices this one is: what `torchrun` puts into the environment.
+
+Every process runs the same command. The first one does all there is to do; the others take part in trainings.
+"""
+
+from __future__ import annotations
+
+import os
+
+from gplfast.errors import ConfigError
+
+
+def rank() -> int:
+    """The number of this process, 0 for the first one or the only one."""
+    return _number("RANK", 0) if world_size() > 1 else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return _number("WORLD_SIZE", 1) if "RANK" in os.environ and "MASTER_ADDR" in os.environ else 1
+
+
+def first() -> bool:
+    """Whether this is the process that writes."""
+    return rank() == 0
+
+
+def share(batch_size: int, where: str) -> int:
+    """The rows of a batch that each process computes.
+
+    Raises:
+        ConfigError: The processes cannot share it equally.
+    """
+    if batch_size % world_size():
+        raise ConfigError(
+            f"{where} batch_size is {batch_size} but {world_size()} processes share it; give a multiple of that"
+        )
+    return batch_size // world_size()
+
+
+def _number(name: str, otherwise: int) -> int:
+    given = os.environ.get(name, "")
+    return int(given) if given.isdigit() else otherwise

@@ -1,0 +1,172 @@
+"""Processes that torchrun starts train together what one process would; here two on the processor, over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from stages import trainings
+
+from gplfast import cli, ranks
+from gplfast.errors import ConfigError
+from gplfast.models import meeting
+
+pytest.importorskip("sentence_transformers", reason="the train extra is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def torchrun(n, *arguments, **environment):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
+    found = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    return subprocess.run(
+        [*command, *map(str, arguments)], env=found, capture_output=True, text=True, check=False, timeout=600
+    )
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory, world):
+    """Without dropout, whose random numbers are another share's in each process."""
+    folder = tmp_path_factory.mktemp("ranks") / "student"
+    shutil.copytree(world.student, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, student):
+    folder = tmp_path_factory.mktemp("together")
+    done = torchrun(2, Path(trainings.__file__), student, folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def embedded(model):
+    from sentence_transformers import SentenceTransformer
+
+    found = SentenceTransformer(str(model), device="cpu").encode(tiny.texts(30, seed=5), show_progress_bar=False)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def assert_same(one, two, before):
+    """Both embed alike, and far from where they began.
+
+    Not their weights: a gradient that is zero but for rounding, as of a key's bias, moves Adam like any other.
+    """
+    one, two, before = embedded(one), embedded(two), embedded(before)
+    assert np.abs(one - before).max() > 1e-2
+    assert np.abs(one - two).max() < 0.01 * np.abs(one - before).max()
+
+
+@pytest.mark.parametrize("case", [name for name in trainings.CASES if "gist" not in name and name != "adore"])
+def test_two_processes_train_what_one_does(tmp_path, student, together, case):
+    model = trainings.run(case, student, tmp_path)
+    assert_same(model, together / case / "model", student)
+    alone, shared = (json.loads((folder / case / "training.json").read_text()) for folder in (tmp_path, together))
+    assert [row["step"] for row in shared["losses"]] == [row["step"] for row in alone["losses"]]
+    if "selection" in alone:
+        assert shared["selection"]["best_step"] == alone["selection"]["best_step"]
+        curves = [[look["step"] for look in found["selection"]["curve"]] for found in (alone, shared)]
+        assert curves[0] == curves[1]
+
+
+def test_gist_gathers_passages_and_compares_its_own_queries_only(student, together):
+    """So sentence-transformers has it: both of its losses do the same, which is not what one process does."""
+    assert_same(together / "gist" / "model", together / "cached-gist" / "model", student)
+
+
+def test_a_training_of_two_that_died_is_ended_by_one(tmp_path, student):
+    died = torchrun(2, Path(trainings.__file__), student, tmp_path / "died", "mnrl", 5)
+    assert died.returncode != 0
+    assert "stopped after step 5" in died.stderr
+    checkpoints = tmp_path / "died" / "mnrl" / "checkpoints"
+    assert [path.name for path in checkpoints.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert len(list(checkpoints.glob("checkpoint-4/rng_state_*"))) == 2
+    model = trainings.run("mnrl", student, tmp_path / "died", stop=3)  # from the beginning it would end there
+    whole = trainings.run("mnrl", student, tmp_path / "whole")
+    assert_same(model, whole, student)
+
+
+def test_adore_of_two_processes_keeps_the_encoder_of_the_documents(student, together):
+    model = together / "adore" / "model"
+    assert np.abs(embedded(model) - embedded(student)).max() > 1e-2
+    assert np.allclose(embedded(model / "documents"), embedded(student), atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_the_whole_pipeline_under_torchrun(tmp_path, world, student, mode):
+    """The first process generates, mines, labels and mines again; both train. R-GPL's rows are those of one process."""
+    from gplfast.pipeline import adapt
+    from gplfast.store.atomic import read_parquet
+
+    settings = world.settings(
+        students=["gpl", "rgpl"], train={"base": str(student), "steps": 6}, refresh={"every": 2, "mode": mode}
+    )
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import json, sys\nfrom gplfast import adapt\n"
+        f"print(adapt({str(world.corpus)!r}, work=sys.argv[1], config=json.loads(sys.argv[2])).model)\n"
+    )
+    done = torchrun(2, script, tmp_path / "two", json.dumps(settings), GPLFAST_CACHE=str(world.cache))
+    assert done.returncode == 0, done.stderr[-4000:]
+    adapt(str(world.corpus), work=tmp_path / "one", config=settings)
+    for name in ("gpl", "rgpl"):
+        assert_same(*(tmp_path / run / "train" / name / "model" for run in ("one", "two")), student)
+    for segment in (1, 2):
+        rows = [tmp_path / run / "train" / "rgpl" / "refresh" / str(segment) / "label" for run in ("one", "two")]
+        one, two = (read_parquet(next(folder.glob("*.parquet"))) for folder in rows)
+        assert one["query"].equals(two["query"])
+    log = json.loads((tmp_path / "two" / "train" / "rgpl" / "refreshes.json").read_text())
+    assert [entry["step"] for entry in log] == [2, 4]
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path, world, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    with pytest.raises(ConfigError, match=r"\[train\] batch_size is 32 but 3 processes share it"):
+        ranks.share(32, "[train]")
+    status = cli.main(["run", "--corpus", str(world.corpus), "--work", str(tmp_path / "work"), *world.flags()])
+    assert status == 2
+    assert "batch_size is 4 but 3 processes share it; give a multiple of that" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
+def test_other_processes_do_nothing_in_commands_without_training(tmp_path, world, monkeypatch, capsys):
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
+    assert cli.main(["generate", "--corpus", str(world.corpus), "--work", str(tmp_path / "work")]) == 0
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "work").exists()
+
+
+def test_one_process_is_the_first_and_waits_for_nobody(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    assert (ranks.rank(), ranks.world_size(), ranks.first()) == (0, 1, True)
+    meeting.meet()
+    assert meeting.in_turn(lambda: 3) == 3
+    assert meeting.of_first(lambda: 4) == 4
+    monkeypatch.setenv("RANK", "5")  # left over from something else: no size, no address
+    assert (ranks.rank(), ranks.first()) == (0, True)
+
+
+def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path):
+    """sentence-transformers' trainer would multiply the batch by their number and train on all."""
+    from gplfast.models import training
+
+    rows = trainings.rows("margin-mse", tmp_path)
+    made = training._arguments(
+        tmp_path, trainings.CONFIG, rows, training.training_rows.file_order, n_steps=2, seed=0, precision="fp32"
+    )
+    made._n_gpu = 4
+    assert made.n_gpu == 1
+    assert made.train_batch_size == trainings.CONFIG.batch_size
