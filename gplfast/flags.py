@@ -162,6 +162,7 @@ def _refuse_unused(arguments: argparse.Namespace, given: Iterable[str], config: 
         section, _, name = target.rpartition(".")
         if section == "generate" and name not in read:
             raise ConfigError(f"{flag_of(target)} has no effect: method is {method}, which does not read it")
+    _refuse_without_their_mode(given, config)
     if arguments.name not in ("run", "train"):
         return
     unused: dict[str, str] = {}
@@ -190,6 +191,21 @@ def _refuse_unused(arguments: argparse.Namespace, given: Iterable[str], config: 
         if section in unused and not of_both:
             raise ConfigError(f"{flag_of(target)} has no effect: {unused[section]}")
     _refuse_other_losses(arguments, given, config)
+
+
+def _refuse_without_their_mode(given: Iterable[str], config: settings.RunConfig) -> None:
+    """A flag that another setting does not make use of, though its step runs."""
+    idle: dict[str, str] = {}
+    if "rgpl" in config.students and config.refresh.mode != "adaptive":
+        why = f"only the mode adaptive reads it, not {config.refresh.mode}"
+        idle.update(dict.fromkeys(("refresh.below", "refresh.sample_queries", "refresh.sample_passages"), why))
+    if config.mine.search != "faiss-ivf":
+        idle["mine.nprobe"] = f"only the search faiss-ivf reads it, not {config.mine.search}"
+    if not config.filter.limits_score:
+        idle["filter.scored"] = "there is no limit of the score; give one, such as --filter-relative-margin"
+    for target in given:
+        if target in idle:
+            raise ConfigError(f"{flag_of(target)} has no effect: {idle[target]}")
 
 
 def _refuse_other_losses(arguments: argparse.Namespace, given: Iterable[str], config: settings.RunConfig) -> None:
