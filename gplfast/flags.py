@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import typing
 from typing import Any
 
@@ -12,6 +13,7 @@ from gplfast.errors import ConfigError
 from gplfast.labelled_settings import LabelledConfig
 from gplfast.loss_settings import MARGIN_MSE, MNRL, ignored
 from gplfast.positive_settings import read_by
+from gplfast.preset_settings import PRESETS
 from gplfast.settings import coerce, field_types, value_type
 
 if typing.TYPE_CHECKING:
@@ -79,10 +81,14 @@ _ALIASES = {
 def add_settings(command: argparse.ArgumentParser, name: str) -> None:
     """Add the flags of the settings that a command reads."""
     command.add_argument("--config", help="TOML or YAML file with settings over the preset")
-    general = command.add_argument_group("settings")
+    # What ask and export do without a flag is not the preset's: no teacher, and the model that is named.
+    presets = {} if name in ("ask", "export") else _presets()
+    about = "in brackets: what is taken without the flag" if presets else None
+    general = command.add_argument_group("settings", about)
     for item in dataclasses.fields(settings.RunConfig):
         if item.name in _GENERAL[name]:
-            _add_flag(general, [f"--{item.name}"], item.name, item, settings.RunConfig)
+            default = _default({preset: getattr(config, item.name) for preset, config in presets.items()})
+            _add_flag(general, [f"--{item.name}"], item.name, item, settings.RunConfig, default=default)
     taken = set(command._option_string_actions)
     for section, chosen in _SECTIONS[name].items():
         kind = field_types(settings.RunConfig)[section]
@@ -96,14 +102,18 @@ def add_settings(command: argparse.ArgumentParser, name: str) -> None:
             if section == name and f"--{long}" not in taken:
                 flags.insert(0, f"--{long}")
             flags += [alias for alias, meant in _ALIASES.get(name, {}).items() if meant == target]
-            _add_flag(group, flags, target, item, kind)
+            default = _default(
+                {preset: getattr(getattr(config, section), item.name) for preset, config in presets.items()}
+            )
+            _add_flag(group, flags, target, item, kind, default=default)
 
 
 def add_labelled(command: argparse.ArgumentParser) -> None:
     """Add the flags of `LabelledConfig`."""
     group = command.add_argument_group("settings for labelled queries (--queries or --qrels)")
     for item in dataclasses.fields(LabelledConfig):
-        _add_flag(group, [f"--{item.name.replace('_', '-')}"], f"labelled.{item.name}", item, LabelledConfig)
+        flag, default = f"--{item.name.replace('_', '-')}", _default({"": getattr(LabelledConfig(), item.name)})
+        _add_flag(group, [flag], f"labelled.{item.name}", item, LabelledConfig, default=default)
 
 
 def read_labelled(arguments: argparse.Namespace, base: Mapping[str, Any]) -> LabelledConfig:
@@ -162,6 +172,7 @@ def _refuse_unused(arguments: argparse.Namespace, given: Iterable[str], config: 
         section, _, name = target.rpartition(".")
         if section == "generate" and name not in read:
             raise ConfigError(f"{flag_of(target)} has no effect: method is {method}, which does not read it")
+    _refuse_without_their_mode(given, config)
     if arguments.name not in ("run", "train"):
         return
     unused: dict[str, str] = {}
@@ -192,6 +203,21 @@ def _refuse_unused(arguments: argparse.Namespace, given: Iterable[str], config: 
     _refuse_other_losses(arguments, given, config)
 
 
+def _refuse_without_their_mode(given: Iterable[str], config: settings.RunConfig) -> None:
+    """A flag that another setting does not make use of, though its step runs."""
+    idle: dict[str, str] = {}
+    if "rgpl" in config.students and config.refresh.mode != "adaptive":
+        why = f"only the mode adaptive reads it, not {config.refresh.mode}"
+        idle.update(dict.fromkeys(("refresh.below", "refresh.sample_queries", "refresh.sample_passages"), why))
+    if config.mine.search != "faiss-ivf":
+        idle["mine.nprobe"] = f"only the search faiss-ivf reads it, not {config.mine.search}"
+    if not config.filter.limits_score:
+        idle["filter.scored"] = "there is no limit of the score; give one, such as --filter-relative-margin"
+    for target in given:
+        if target in idle:
+            raise ConfigError(f"{flag_of(target)} has no effect: {idle[target]}")
+
+
 def _refuse_other_losses(arguments: argparse.Namespace, given: Iterable[str], config: settings.RunConfig) -> None:
     """A flag that no trained student's loss reads; a file may hold the settings of several."""
     losses = {}
@@ -216,10 +242,35 @@ def given_settings(arguments: argparse.Namespace, section: str) -> Mapping[str, 
     return {name.removeprefix(start): value for name, value in vars(arguments).items() if name.startswith(start)}
 
 
-def _add_flag(group: Any, flags: list[str], target: str, item: dataclasses.Field[Any], owner: type[Any]) -> None:
+@functools.cache
+def _presets() -> dict[str, settings.RunConfig]:
+    return {name: settings.load_config(preset=name) for name in PRESETS}
+
+
+def _default(values: Mapping[str, Any]) -> str:
+    """The end of a flag's help: its value in each preset, or the one that all have."""
+    shown = {preset: _shown(value) for preset, value in values.items()}
+    if len(set(shown.values())) > 1:
+        each = "; ".join(f"{preset}: {value or 'none'}" for preset, value in shown.items())
+        return f" [{each}]"
+    value = next(iter(shown.values()), "")
+    return f" [{value}]" if value else ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return " ".join(str(item) for item in value)
+    return "" if value is None else str(value)
+
+
+def _add_flag(
+    group: Any, flags: list[str], target: str, item: dataclasses.Field[Any], owner: type[Any], *, default: str
+) -> None:
     kind = value_type(field_types(owner)[item.name])
     options: dict[str, Any] = {"dest": f"set:{target}", "default": argparse.SUPPRESS}
-    options["help"] = item.metadata["help"].replace("%", "%%")
+    options["help"] = (item.metadata["help"] + default).replace("%", "%%")
     if kind is bool:
         group.add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
         return

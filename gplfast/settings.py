@@ -9,6 +9,8 @@ from typing import Any
 
 from gplfast.errors import ConfigError
 
+_TYPES: dict[type[Any], dict[str, Any]] = {}
+
 
 def setting(
     default: Any,
@@ -61,7 +63,9 @@ def output_settings(section: Any) -> dict[str, Any]:
 
 def field_types(section: type[Any]) -> dict[str, Any]:
     """The resolved type of each setting of a dataclass of settings."""
-    return typing.get_type_hints(section)
+    if section not in _TYPES:  # for each flag; resolving takes a millisecond
+        _TYPES[section] = typing.get_type_hints(section)
+    return _TYPES[section]
 
 
 def value_type(kind: Any) -> Any:

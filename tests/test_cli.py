@@ -79,6 +79,18 @@ def test_flags_come_from_the_settings(capsys):
     assert "--top-p FLOAT, --generate-top-p FLOAT" in out
 
 
+def test_help_says_what_each_preset_does_without_a_flag(capsys):
+    _, out, _ = run(capsys, "mine", "--help")
+    text = " ".join(out.split())
+    assert "negatives per query and retriever [nano: 30; paper: 50]" in text
+    assert "the best, or drawn at random [top]" in text
+    assert "same text as the positive [on]" in text
+    assert "(negminer: 0.05) --filter-near-negative" in text  # off by default
+    assert "passages, n x n [on]" in text  # of labelled queries
+    _, out, _ = run(capsys, "ask", "--help")
+    assert "[" not in out.partition("CPU threads")[2].partition("--provider")[0]
+
+
 def config_of(*arguments):
     return read_settings(cli.parser().parse_args(list(arguments)))
 

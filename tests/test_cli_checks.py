@@ -190,6 +190,13 @@ def test_ask_refuses_a_cross_encoder(capsys, world):
         (["--refresh-every", "7"], r"--refresh-every has no effect: the students are gpl; add rgpl to --students"),
         (["--evaluate-split", "dev"], r"--evaluate-split has no effect: nothing is evaluated; add --evaluate"),
         (["--judgements", "x"], r"--judgements has no effect"),
+        (["--students", "rgpl", "--refresh-below", "0.5"], "--refresh-below has no effect: only the mode adaptive"),
+        (
+            ["--students", "rgpl", "--refresh-mode", "async", "--refresh-sample-queries", "9"],
+            "--refresh-sample-queries has no effect: only the mode adaptive reads it, not async",
+        ),
+        (["--mine-nprobe", "9"], "--mine-nprobe has no effect: only the search faiss-ivf reads it, not exact"),
+        (["--filter-scored", "nano:student"], "--filter-scored has no effect: there is no limit of the score"),
     ],
 )
 def test_a_flag_without_effect_is_refused(arguments, message):

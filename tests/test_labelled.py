@@ -282,7 +282,7 @@ def test_prompts_and_windows_change_the_vectors(mined):
         ("embedding: a\nce: b\n", "corpus, queries, qrels, out_dir missing"),
         (
             "embedding: a\nce: b\ncorpus: c\nqueries: q\nqrels: r\nout_dir: o\nkeep: 1\n",
-            "keep is not a setting of negm",
+            "keep is not a setting of negminer; there is corpus, queries, ",
         ),
     ],
 )

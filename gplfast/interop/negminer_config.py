@@ -88,7 +88,8 @@ def read_config(file: Path) -> NegminerConfig:
         raise ConfigError(f"{file}: {', '.join(missing)} missing or no text; negminer's file names all of them")
     for key in found:
         if key not in _MEANT and key not in _NEEDED and key not in _IDLE:
-            raise ConfigError(f"{file}: {key} is not a setting of negminer; there is {', '.join([*_MEANT, *_IDLE])}")
+            known = ", ".join([*_NEEDED, *_MEANT, *_IDLE])
+            raise ConfigError(f"{file}: {key} is not a setting of negminer; there is {known}")
     for key in sorted(_IDLE.keys() & found.keys()):
         logger.warning("%s: %s has no effect: %s", file, key, _IDLE[key])
     sections: dict[str, dict[str, Any]] = {"mine": {}, "label": {}, "labelled": {}}

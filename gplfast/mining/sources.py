@@ -150,7 +150,9 @@ def _parse(word: str, short: dict[str, str], config: MineConfig) -> list[Source]
     where = f"[mine] sources: {word!r}"
     given = {name: kept for kept, name in short.items()}
     known = {*short, *given, DENSE, BM25, RANDOM, GOLD, EXPLICIT}
-    head, colon, count = (word, "", "") if word in known else word.rpartition(":")
+    named, _, ranks = word.rpartition("@")
+    whole = word in known or (named in known and ":" not in ranks)  # names may hold colons
+    head, colon, count = (word, "", "") if whole else word.rpartition(":")
     if not colon:  # "dense" or "dense@10-210": as many as negatives_per_query
         head, count = word, str(config.negatives_per_query)
     if not (count.isascii() and count.isdigit()) or int(count) < 1:

@@ -64,7 +64,7 @@ class UserFilter:
             name: What messages call it: file.py:name by default.
 
         Raises:
-            ConfigError: It is no Python function, or takes none or more than five arguments.
+            ConfigError: It is no Python function, takes none or more than five arguments, or one in another's place.
         """
         plain = getattr(function, "py_func", function)
         if not inspect.isfunction(plain):
@@ -72,12 +72,19 @@ class UserFilter:
                 f"filter function {name or repr(function)} is {type(function).__name__} but must be a function"
             )
         self.name = name or f"{plain.__code__.co_filename}:{plain.__name__}"
-        kinds = [item.kind for item in inspect.signature(plain).parameters.values()]
+        taken = inspect.signature(plain).parameters
+        kinds = [item.kind for item in taken.values()]
         if not 1 <= len(kinds) <= len(ARGUMENTS) or set(kinds) - {inspect.Parameter.POSITIONAL_OR_KEYWORD}:
             raise ConfigError(
                 f"filter function {self.name} takes {inspect.signature(plain)} but must take the first one to "
                 f"{len(ARGUMENTS)} of ({', '.join(ARGUMENTS)})"
             )
+        for given, taken_as in zip(ARGUMENTS, taken, strict=False):
+            if taken_as in ARGUMENTS and taken_as != given:
+                raise ConfigError(
+                    f"filter function {self.name} takes {inspect.signature(plain)} but its {taken_as} would be given "
+                    f"{given}; take the first one to {len(ARGUMENTS)} of ({', '.join(ARGUMENTS)}), in this order"
+                )
         self._function, self.n_arguments = plain, len(kinds)
 
     @classmethod
@@ -167,7 +174,11 @@ class UserFilter:
         wanted = (floats, floats, ints, ints, ints)[: self.n_arguments]
         try:
             function.compile(wanted)
-        except (numba.core.errors.NumbaError, NotImplementedError) as error:
+        except (
+            numba.core.errors.NumbaError,
+            numba.core.errors.UnsupportedBytecodeError,  # an import, a class: numba has it beside its other errors
+            NotImplementedError,
+        ) as error:
             raise ConfigError(f"filter function {self.name} does not compile: {_short(error)}") from error
         made = function.overloads[wanted].signature.return_type
         if not (isinstance(made, numba.types.Array) and made.dtype == numba.boolean and made.ndim == 1):

@@ -72,7 +72,9 @@ def load_qrels(
     if n_unknown:
         problem = f"{file}: {n_unknown} rows name ids that are not there: {_listed(unknown_queries, unknown_docs)}"
         if not allow_unknown:
-            raise DataError(f"{problem}; give the collection that the judgements belong to, or allow unknown ids")
+            raise DataError(
+                f"{problem}; give the collection that the judgements belong to, or leave these rows out (allow_unknown)"
+            )
         logger.warning("%s; these rows are left out", problem)
     if not qrels:
         raise DataError(f"{file}: no judgements{' of known ids' if n_unknown else ''}; give at least one")

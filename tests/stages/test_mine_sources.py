@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -366,6 +367,12 @@ def test_names_may_hold_colons_slashes_and_leave_out_the_number():
     found = [(source.column, source.n, source.first, source.depth) for source in sources.plan(config)]
     assert found == [("nano:student", 12, 0, 12), ("model@2-9", 4, 2, 9), ("bm25", 12, 0, 12), ("model", 7, 0, 7)]
     assert sources.used_retrievers(config) == {"nano:student": "nano:student", "model": "some/model", "bm25": "bm25"}
+    config = dataclasses.replace(config, sources=("nano:student@3-20", "nano:student@5-9:2", "nano:student@semi-hard"))
+    assert sources.canonical(sources.plan(config)) == [
+        "nano:student@3-20:12",
+        "nano:student@5-9:2",
+        "nano:student@semi-hard:12",
+    ]
 
 
 def test_without_sources_nothing_is_new_in_the_manifest():

@@ -105,6 +105,16 @@ def beyond(scores):
     return np.array([scores[7] > 0, True])
 
 
+def imports(scores):
+    import json
+
+    return json.loads("[]")
+
+
+def misplaced(scores, ranks):
+    return ranks > 2
+
+
 def many(a, b, c, d, e, f):  # noqa: PLR0917
     return a > 0
 
@@ -120,6 +130,8 @@ def many(a, b, c, d, e, f):  # noqa: PLR0917
         (number, "test_user_filter.py:number returns float64 but must return a bool array"),
         (floats, r"floats returns readonly array\(float32, 1d, C\) but must return a bool array"),
         (many, r"many takes \(a, b, c, d, e, f\) but must take the first one to 5 of \(scores, positive_scores, "),
+        (imports, r"imports does not compile: Use of unsupported opcode \(IMPORT_NAME\) found"),
+        (misplaced, r"misplaced takes \(scores, ranks\) but its ranks would be given positive_scores; take the first"),
         (lambda *scores: scores, "must take the first one to 5 of"),
         (np.sin, "is ufunc but must be a function"),
     ],

@@ -176,7 +176,7 @@ HEADER = "query-id\tcorpus-id\tscore\n"
         (
             HEADER + "q1\t0\t1\nq9\t0\t1\nq1\tx\t1\nq8\ty\t1\n" + "".join(f"q2\tn{i}\t1\n" for i in range(9)),
             r"test.tsv: 12 rows name ids that are not there: 2 queries \(q9, q8\) and "
-            r"11 documents \(x, y, n0, n1, n2, …\); give the collection",
+            r"11 documents \(x, y, n0, n1, n2, …\); give the collection .* \(allow_unknown\)",
         ),
     ],
 )
