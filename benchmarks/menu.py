@@ -37,12 +37,13 @@ from gplfast.store.atomic import read_json, read_parquet, write_json
 from gplfast.store.manifest import Manifest
 from gplfast.store.scores import ScoreStore
 
-RESULT = Path(__file__).parent / "results" / "menu.json"
+HERE = Path(__file__).resolve().parent
+RESULT = HERE / "results" / "menu.json"
 # Rows of each training whose negatives the teacher's scores are looked up for.
 AUDITED = 1000
 # Passages of BM25 that the teacher reranks: 50 of each of the bundled collection's 1,088 queries would take minutes.
 RERANKED = 10
-BUNDLED = Path(__file__).resolve().parent.parent / "gplfast" / "presets"
+BUNDLED = HERE.parent / "gplfast" / "presets"
 STUDENTS = ("gpl", "rgpl", "genq")
 
 
@@ -78,6 +79,8 @@ class Menu:
             values["train"]["base"] = str(self.kept(variant.base))
         for section, changes in variant.overrides.items():
             values[section] = {**values.get(section, {}), **changes}
+        if "filter" in values and "function" in values["filter"]:
+            values["filter"]["function"] = f"{HERE}/{values['filter']['function']}"
         return load_config(self.file, preset="nano", overrides=values)
 
     def directory(self, variant: Variant) -> Path:
@@ -92,7 +95,9 @@ class Menu:
     def key(self, variant: Variant) -> str:
         """What a row follows from."""
         settings = dataclasses.asdict(self.config(variant))
-        if variant.base:  # a path in the work directory, which may be elsewhere next time
+        # Paths, which may be elsewhere next time.
+        settings["filter"]["function"] = settings["filter"]["function"].removeprefix(f"{HERE}/")
+        if variant.base:
             settings["train"]["base"] = settings["genq"]["base"] = variant.base
         text = json.dumps([self.collection.name, variant.student, settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -56,6 +56,7 @@ SYSTEMS = [
     Variant("R-GPL, lists joined", "systems", {"refresh": {"every": 0, "keep": "join"}}, "rgpl"),
     Variant("R-GPL, async", "systems", {"refresh": {"every": 0, "mode": "async"}}, "rgpl"),
     Variant("R-GPL, adaptive", "systems", {"refresh": {"every": 0, "mode": "adaptive"}}, "rgpl"),
+    Variant("ANCE: R-GPL with mnrl", "systems", {"refresh": {"every": 0}, **_loss("mnrl", **_CONTRASTIVE)}, "rgpl"),
     Variant("GenQ, half the steps", "systems", student="genq", share=0.5),
     Variant("GPL from it, the other half", "systems", share=0.5, base="GenQ, half the steps"),
     Variant("GPL, best of ten steps", "systems", {"train": {"dev_share": 0.1}}),
@@ -83,17 +84,26 @@ FILTERS = [
     Variant("dense, near-duplicate negatives 0.95", "filters", _dense(near_negative=0.95)),
     Variant("dense, teacher margin 0.05", "filters", _dense(teacher_margin=0.05)),
     Variant("dense, denoised 0.1", "filters", _dense(denoise=0.1)),
+    Variant("dense, promoted above 0.9", "filters", _dense(pseudo_positive=0.9, promote=True)),
+    Variant("dense, score 0.2 to 0.6", "filters", _dense(min_score=0.2, max_score=0.6)),
+    Variant(
+        "dense, a function of one's own",
+        "filters",
+        _dense(function="own_filter.py:keep"),
+    ),
     Variant("dense, round trip 10", "filters", _mine(f"dense:{N}", round_trip_top=10)),
 ]
 
 LOSSES = [
     Variant("margin-mse, 4 negatives", "losses", _loss("margin-mse", negatives_per_row=4)),
+    Variant("margin-mse, margins as they are", "losses", _loss("margin-mse", rescale="none")),
     Variant("kl, 4 negatives", "losses", _loss("kl", negatives_per_row=4)),
     Variant("mnrl, 1 hard negative", "losses", _loss("mnrl", **_CONTRASTIVE)),
     Variant("mnrl, in-batch hard 2", "losses", _loss("mnrl", in_batch_hard=2, **_CONTRASTIVE)),
     Variant("triplet", "losses", _loss("triplet", **_CONTRASTIVE)),
     Variant("triplet, in-batch hard 2", "losses", _loss("triplet", in_batch_hard=2, **_CONTRASTIVE)),
     Variant("gist", "losses", _loss("gist", **_CONTRASTIVE)),
+    Variant("cached-gist, 4 negatives", "losses", _loss("cached-gist", negatives_per_row=4, **_CONTRASTIVE)),
     Variant("GenQ, adore", "losses", {"genq": {"loss": "adore"}}, "genq"),
     # A batch four times as large in a quarter of the steps: the same rows.
     Variant(
@@ -104,9 +114,22 @@ LOSSES = [
 ]
 
 # Compared as GenQ trains: what a pair is worth without a teacher. The row of T5's queries is "GenQ".
+METHODS: dict[str, dict[str, Any]] = {
+    "ict": {"method": "ict"},
+    "crop": {"method": "crop"},
+    "spans": {"method": "spans"},
+    "noise": {"method": "noise"},
+    "noise, words masked": {"method": "noise", "noise_delete": 0.0, "noise_mask": 0.1},
+    "noise, words replaced": {"method": "noise", "noise_delete": 0.0, "noise_replace": 0.1},
+    "neighbours": {"method": "neighbours"},
+    "title": {"method": "title"},
+    "salient": {"method": "salient"},
+    "salient by an encoder": {"method": "salient", "salient_by": "encoder"},
+    "salient, masked": {"method": "salient", "salient_masked": True},
+    "bm25": {"method": "bm25"},
+}
 POSITIVES = [
-    Variant(f"GenQ of {method}", "positives", {"generate": {"method": method}}, "genq")
-    for method in ("ict", "crop", "spans", "noise", "neighbours", "title", "salient", "bm25")
+    Variant(f"GenQ of {name}", "positives", {"generate": settings}, "genq") for name, settings in METHODS.items()
 ]
 
 VARIANTS: tuple[Variant, ...] = (*SYSTEMS, *NEGATIVES, *FILTERS, *LOSSES, *POSITIVES)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from typing import Any
 
 from gplfast.errors import ConfigError
-
-_TYPES: dict[type[Any], dict[str, Any]] = {}
 
 
 def setting(
@@ -61,11 +60,10 @@ def output_settings(section: Any) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+@functools.cache  # asked for each flag; resolving takes a millisecond
 def field_types(section: type[Any]) -> dict[str, Any]:
     """The resolved type of each setting of a dataclass of settings."""
-    if section not in _TYPES:  # for each flag; resolving takes a millisecond
-        _TYPES[section] = typing.get_type_hints(section)
-    return _TYPES[section]
+    return typing.get_type_hints(section)
 
 
 def value_type(kind: Any) -> Any:
