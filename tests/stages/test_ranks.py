@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,8 +16,8 @@ import tiny
 from stages import trainings
 
 from gplfast import cli, ranks
-from gplfast.errors import ConfigError
-from gplfast.models import meeting
+from gplfast.errors import ConfigError, DataError
+from gplfast.models import meeting, training_rows
 
 pytest.importorskip("sentence_transformers", reason="the train extra is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -49,6 +50,13 @@ def together(tmp_path_factory, student):
     return folder
 
 
+@pytest.fixture
+def two_processes(monkeypatch):
+    """The environment of the first of them."""
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
+
+
 def embedded(model):
     from sentence_transformers import SentenceTransformer
 
@@ -66,7 +74,11 @@ def assert_same(one, two, before):
     assert np.abs(one - two).max() < 0.01 * np.abs(one - before).max()
 
 
-@pytest.mark.parametrize("case", [name for name in trainings.CASES if "gist" not in name and name != "adore"])
+# Those in which two processes do what one does.
+SAME = [name for name in trainings.CASES if "gist" not in name and name not in {"adore", "mnrl, some epochs"}]
+
+
+@pytest.mark.parametrize("case", SAME)
 def test_two_processes_train_what_one_does(tmp_path, student, together, case):
     model = trainings.run(case, student, tmp_path)
     assert_same(model, together / case / "model", student)
@@ -93,6 +105,46 @@ def test_a_training_of_two_that_died_is_ended_by_one(tmp_path, student):
     model = trainings.run("mnrl", student, tmp_path / "died", stop=3)  # from the beginning it would end there
     whole = trainings.run("mnrl", student, tmp_path / "whole")
     assert_same(model, whole, student)
+
+
+def losses(folder):
+    return [(row["step"], row["loss"]) for row in json.loads((folder / "training.json").read_text())["losses"]]
+
+
+def test_batches_that_are_left_out_cost_no_steps(together):
+    assert [step for step, _ in losses(together / "mnrl, some epochs")] == list(range(1, 9))
+
+
+def test_two_processes_go_on_within_a_later_epoch_as_if_they_had_not_stopped(tmp_path, student, together):
+    case = "mnrl, some epochs"
+    assert torchrun(2, Path(trainings.__file__), student, tmp_path, case, 5).returncode != 0
+    assert [path.name for path in (tmp_path / case / "checkpoints").glob("checkpoint-*")] == ["checkpoint-4"]
+    done = torchrun(2, Path(trainings.__file__), student, tmp_path, case, 0)
+    assert done.returncode == 0, done.stderr[-4000:]
+    np.testing.assert_allclose(losses(tmp_path / case), losses(together / case), rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["mnrl", "mnrl, without negatives"])
+def test_no_batch_that_two_processes_can_share_is_an_error(two_processes, student, case):
+    found = trainings.rows(case, student)
+    few = np.arange(40) % 6  # different ones, fewer than a batch
+    found = dataclasses.replace(found, queries=few, positives=few)
+    if found.negatives is not None:
+        found = dataclasses.replace(found, negatives=few + 10, margins=np.ones(40, np.float32))
+    config = dataclasses.replace(trainings.CONFIG, loss="mnrl")
+    with pytest.raises(DataError, match="batch_size is 8 but at most 6 rows found"):
+        list(training_rows.batch_sampler(found, config)(range(40), 4, drop_last=True))
+
+
+@pytest.mark.parametrize("case", ["margin-mse", "mnrl, without negatives"])
+def test_fewer_rows_than_two_processes_can_share_are_an_error(two_processes, tmp_path, monkeypatch, student, case):
+    found = trainings.rows(case, student)
+    names = [name for name in ("queries", "positives", "negatives", "margins") if getattr(found, name) is not None]
+    found = dataclasses.replace(found, **{name: getattr(found, name)[:6] for name in names})
+    monkeypatch.setattr(trainings, "rows", lambda *_: found)
+    monkeypatch.setattr(meeting, "meet", lambda: None)
+    with pytest.raises(DataError, match="batch_size is 8 but there are 6 training rows, and 2 processes"):
+        trainings.run(case, student, tmp_path)
 
 
 def test_adore_of_two_processes_keeps_the_encoder_of_the_documents(student, together):
