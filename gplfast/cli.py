@@ -181,7 +181,7 @@ def _run(arguments: argparse.Namespace) -> None:
                 print(f"{'fresh' if item.fresh else 'stale'}  {item.step}{'' if item.fresh else ': ' + item.reason}")
             return
         pipeline.check(evaluate=arguments.evaluate)
-        with pipeline.work:
+        with pipeline.work.together():
             adapted = pipeline.run(evaluate=arguments.evaluate)
     for path in adapted.models.values():
         print(path)
@@ -196,7 +196,7 @@ def _step(arguments: argparse.Namespace) -> None:
         pipeline = Pipeline(arguments.corpus, arguments.work, read_settings(arguments), report=bars, alone=True)
         steps = [step for step in pipeline.steps() if step.split()[0] == arguments.name] or [arguments.name]
         pipeline.check(steps)  # before the work directory is made
-        with pipeline.work:
+        with pipeline.work.together():
             for step in steps:
                 pipeline.step(step)
                 if ranks.first():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from pathlib import Path
@@ -54,14 +55,10 @@ class WorkDir:
     def __enter__(self) -> Self:
         """Take the exclusive lock and clear what killed writers left.
 
-        Of several processes that train together the first one takes it, for all; the others write nothing.
-
         Raises:
             LockedError: at once, when another process (or another object of this one) holds it.
             ArtifactError: when the path is a file.
         """
-        if not ranks.first():
-            return self
         from filelock import FileLock, Timeout
 
         if self.root.exists() and not self.root.is_dir():
@@ -87,6 +84,13 @@ class WorkDir:
             (self.root / _OWNER).unlink(missing_ok=True)
             self._lock.release()
             self._lock = None
+
+    def together(self) -> contextlib.AbstractContextManager[Self]:
+        """The lock, as a context manager, for processes that train together: the first takes it, the others do not write.
+
+        Alone `with` this object is for every other work, which two of them must not do at once.
+        """
+        return self if ranks.first() else contextlib.nullcontext(self)
 
     def path(self, name: str) -> Path:
         """Where the artifact `name` is or will be; nothing is created.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import tiny
 from stages import trainings
 
 from gplfast import cli, ranks
-from gplfast.errors import ConfigError, DataError
+from gplfast.errors import ConfigError, DataError, LockedError
 from gplfast.models import meeting, training_rows
+from gplfast.store.workdir import WorkDir
 
 pytest.importorskip("sentence_transformers", reason="the train extra is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -153,6 +155,35 @@ def test_adore_of_two_processes_keeps_the_encoder_of_the_documents(student, toge
     assert np.allclose(embedded(model / "documents"), embedded(student), atol=1e-6)
 
 
+def test_the_steps_of_a_script_under_torchrun(tmp_path, world, student):
+    """The others wait for what the first process makes before they look for it."""
+    settings = world.settings(train={"base": str(student)})
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import json, sys\nimport gplfast\n"
+        f"here = {{'work': sys.argv[1], 'config': json.loads(sys.argv[2])}}\ncorpus = {str(world.corpus)!r}\n"
+        "made = [step(corpus, **here) for step in (gplfast.generate, gplfast.mine, gplfast.label)]\n"
+        "model = gplfast.train(corpus, **here)\n"
+        "table = gplfast.evaluate(corpus, **here)\n"
+        "print('made', sum(item is not None for item in made), model.name, len(table) > 0, flush=True)\n"
+    )
+    done = torchrun(2, script, tmp_path / "work", json.dumps(settings), GPLFAST_CACHE=str(world.cache))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert sorted(re.findall("made .*", done.stdout)) == ["made 0 model False", "made 3 model True"]
+    assert (tmp_path / "work" / "report.json").is_file()
+
+
+def test_only_training_leaves_the_lock_to_the_first_process(tmp_path, two_processes, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    work = WorkDir(tmp_path)
+    with work.together():
+        assert not work.locked
+    with work:
+        assert work.locked
+        with pytest.raises(LockedError), WorkDir(tmp_path):
+            pass
+
+
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_the_whole_pipeline_under_torchrun(tmp_path, world, student, mode):
     """The first process generates, mines, labels and mines again; both train. R-GPL's rows are those of one process."""
@@ -182,8 +213,8 @@ def test_the_whole_pipeline_under_torchrun(tmp_path, world, student, mode):
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path, world, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=r"\[train\] batch_size is 32 but 3 processes share it"):
         ranks.share(32, "[train]")
     status = cli.main(["run", "--corpus", str(world.corpus), "--work", str(tmp_path / "work"), *world.flags()])
@@ -192,16 +223,15 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path, world, mon
     assert not (tmp_path / "work").exists()
 
 
-def test_other_processes_do_nothing_in_commands_without_training(tmp_path, world, monkeypatch, capsys):
-    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("MASTER_ADDR", "localhost")):
-        monkeypatch.setenv(name, value)
+def test_other_processes_do_nothing_in_commands_without_training(tmp_path, world, two_processes, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
     assert cli.main(["generate", "--corpus", str(world.corpus), "--work", str(tmp_path / "work")]) == 0
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "work").exists()
 
 
 def test_one_process_is_the_first_and_waits_for_nobody(monkeypatch):
-    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR"):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     assert (ranks.rank(), ranks.world_size(), ranks.first()) == (0, 1, True)
     meeting.meet()
@@ -209,6 +239,9 @@ def test_one_process_is_the_first_and_waits_for_nobody(monkeypatch):
     assert meeting.of_first(lambda: 4) == 4
     monkeypatch.setenv("RANK", "5")  # left over from something else: no size, no address
     assert (ranks.rank(), ranks.first()) == (0, True)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")  # as of a Kubernetes job: accelerate would not share its work
+    assert (ranks.rank(), ranks.world_size()) == (0, 1)
 
 
 def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path):
