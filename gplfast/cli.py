@@ -395,4 +395,5 @@ def _words(value: Any) -> str:
 
 def _logging(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("gplfast").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
+    level = logging.WARNING if arguments.quiet else logging.INFO
+    logging.getLogger("gplfast").setLevel(level if ranks.first() else logging.ERROR)  # all would warn of the same

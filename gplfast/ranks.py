@@ -23,6 +23,20 @@ def world_size() -> int:
     return _number("WORLD_SIZE", 1) if _SET.issubset(os.environ) else 1
 
 
+def check_alone() -> None:
+    """Refuse what accelerate takes for several processes on a processor, where this one takes itself for the only one.
+
+    Raises:
+        ConfigError: WORLD_SIZE is of something else.
+    """
+    if world_size() == 1 and _number("WORLD_SIZE", 1) > 1:
+        missing = ", ".join(sorted(_SET.difference(os.environ)))
+        raise ConfigError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {missing} not set: training would wait for other processes; "
+            "start it with torchrun, or unset WORLD_SIZE"
+        )
+
+
 def first() -> bool:
     """Whether this is the process that writes."""
     return rank() == 0

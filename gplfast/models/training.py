@@ -131,6 +131,8 @@ def _arguments(
             return 1
 
     on_gpu = device() == "cuda"
+    if not on_gpu:
+        ranks.check_alone()
     return Arguments(
         output_dir=str(directory),
         max_steps=n_steps,

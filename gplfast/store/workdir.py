@@ -13,6 +13,7 @@ from gplfast.errors import ArtifactError, LockedError
 from gplfast.store.atomic import read_json, remove_leftovers, write_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from filelock import BaseFileLock
@@ -85,12 +86,14 @@ class WorkDir:
             self._lock.release()
             self._lock = None
 
-    def together(self) -> contextlib.AbstractContextManager[Self]:
-        """The lock, as a context manager, for processes that train together: the first takes it, the others do not write.
+    @contextlib.contextmanager
+    def together(self) -> Iterator[Self]:
+        """The lock for processes that train together: the first one takes it, the others write nothing.
 
         Alone `with` this object is for every other work, which two of them must not do at once.
         """
-        return self if ranks.first() else contextlib.nullcontext(self)
+        with self if ranks.first() else contextlib.nullcontext():
+            yield self
 
     def path(self, name: str) -> Path:
         """Where the artifact `name` is or will be; nothing is created.

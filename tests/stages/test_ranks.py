@@ -244,6 +244,14 @@ def test_one_process_is_the_first_and_waits_for_nobody(monkeypatch):
     assert (ranks.rank(), ranks.world_size()) == (0, 1)
 
 
+def test_a_size_of_something_else_is_refused_before_training_waits_for_it(tmp_path, student, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 2 but LOCAL_RANK, MASTER_ADDR, RANK not set"):
+        trainings.run("margin-mse", student, tmp_path)
+
+
 def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path):
     """sentence-transformers' trainer would multiply the batch by their number and train on all."""
     from gplfast.models import training
