@@ -181,7 +181,7 @@ def _run(arguments: argparse.Namespace) -> None:
                 print(f"{'fresh' if item.fresh else 'stale'}  {item.step}{'' if item.fresh else ': ' + item.reason}")
             return
         pipeline.check(evaluate=arguments.evaluate)
-        with pipeline.work:
+        with pipeline.work.together():
             adapted = pipeline.run(evaluate=arguments.evaluate)
     for path in adapted.models.values():
         print(path)
@@ -196,7 +196,7 @@ def _step(arguments: argparse.Namespace) -> None:
         pipeline = Pipeline(arguments.corpus, arguments.work, read_settings(arguments), report=bars, alone=True)
         steps = [step for step in pipeline.steps() if step.split()[0] == arguments.name] or [arguments.name]
         pipeline.check(steps)  # before the work directory is made
-        with pipeline.work:
+        with pipeline.work.together():
             for step in steps:
                 pipeline.step(step)
                 if ranks.first():
@@ -395,4 +395,5 @@ def _words(value: Any) -> str:
 
 def _logging(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("gplfast").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
+    level = logging.WARNING if arguments.quiet else logging.INFO
+    logging.getLogger("gplfast").setLevel(level if ranks.first() else logging.ERROR)  # all would warn of the same

@@ -349,7 +349,7 @@ def adapt(
     settings = as_config(config, preset)
     pipeline = Pipeline(corpus, work, settings, judgements=judgements, report=report)
     pipeline.check(evaluate=evaluate)  # before the work directory is made
-    with pipeline.work:
+    with pipeline.work.together():
         return pipeline.run(evaluate=evaluate)
 
 

@@ -9,6 +9,9 @@ import os
 
 from gplfast.errors import ConfigError
 
+# Without LOCAL_RANK accelerate takes a process on a GPU for the only one: each would train on batches of its own.
+_SET = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"}
+
 
 def rank() -> int:
     """The number of this process, 0 for the first one or the only one."""
@@ -16,8 +19,22 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes there are."""
-    return _number("WORLD_SIZE", 1) if "RANK" in os.environ and "MASTER_ADDR" in os.environ else 1
+    """How many processes there are; one without all that `torchrun` sets, of which a cluster may leave a part."""
+    return _number("WORLD_SIZE", 1) if _SET.issubset(os.environ) else 1
+
+
+def check_alone() -> None:
+    """Refuse what accelerate takes for several processes on a processor, where this one takes itself for the only one.
+
+    Raises:
+        ConfigError: WORLD_SIZE is of something else.
+    """
+    if world_size() == 1 and _number("WORLD_SIZE", 1) > 1:
+        missing = ", ".join(sorted(_SET.difference(os.environ)))
+        raise ConfigError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {missing} not set: training would wait for other processes; "
+            "start it with torchrun, or unset WORLD_SIZE"
+        )
 
 
 def first() -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 
+from gplfast import ranks
 from gplfast.errors import ConfigError
 from gplfast.pipeline import Pipeline, as_config
 
@@ -68,7 +69,12 @@ def evaluate(
     judgements: str | Path | None = None,
     **options: Unpack[Options],
 ) -> dict[str, Any]:
-    """Only the step `evaluate` of `adapt`, on the students in the work directory and `models` (name to model)."""
+    """Only the step `evaluate` of `adapt`, on the students in the work directory and `models` (name to model).
+
+    Under `torchrun` the first process evaluates; the others get nothing.
+    """
+    if not ranks.first():
+        return {}
     settings = as_config(options.get("config"), options.get("preset"))
     pipeline = Pipeline(corpus, work, settings, judgements=judgements, report=options.get("report"), alone=True)
     pipeline.check([], evaluate=True, extra=(models or {}).values())
@@ -77,10 +83,17 @@ def evaluate(
 
 
 def _alone(step: str, corpus: CorpusSource, work: str | Path, options: Options) -> Any:
+    """Of several processes (torchrun) all train, and the first one does every other step: None for the others."""
+    if step.startswith("train"):
+        from gplfast.models import meeting
+
+        meeting.meet()  # before that the first one may still make what is trained on
+    elif not ranks.first():
+        return None
     settings = as_config(options.get("config"), options.get("preset"))
     pipeline = Pipeline(corpus, work, settings, report=options.get("report"), alone=True)
     pipeline.check([step])  # before the work directory is made
-    with pipeline.work:
+    with pipeline.work.together():
         return pipeline.step(step)
 
 

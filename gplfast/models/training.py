@@ -131,6 +131,8 @@ def _arguments(
             return 1
 
     on_gpu = device() == "cuda"
+    if not on_gpu:
+        ranks.check_alone()
     return Arguments(
         output_dir=str(directory),
         max_steps=n_steps,
@@ -163,6 +165,12 @@ def _callback(mark: dict[str, str], progress: Progress | None) -> Any:
 
     class Marker(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Marks a checkpoint as whole, after everything else of it was written, and reports progress."""
+
+        def on_epoch_begin(self, args: Any, state: Any, *_: Any, train_dataloader: Any = None, **__: Any) -> None:  # noqa: ARG002
+            """Tell the sampler of several processes its epoch: going on within one, the trainer does not reach it."""
+            if ranks.world_size() > 1:
+                sampler = train_dataloader.batch_sampler.batch_sampler
+                sampler.set_epoch(int(state.global_step) // len(train_dataloader))
 
         def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
             path = Path(args.output_dir) / f"checkpoint-{state.global_step}"

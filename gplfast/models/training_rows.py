@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gplfast import ranks
+from gplfast.errors import DataError
 from gplfast.loss_settings import ADORE, KL, LABELLED, MARGIN_MSE, MNRL
 from gplfast.models import adore, losses
 from gplfast.models.student import prompt
@@ -159,13 +160,25 @@ def batches(examples: Examples, config: TrainConfig) -> list[list[int]]:
 
 
 def _shares(batches: Iterator[list[int]], batch_size: int) -> Iterator[list[int]]:
-    """Each batch cut into equal parts, one for each process; among several a batch that is not full is left out."""
+    """Each batch cut into equal parts, one for each process; among several a batch that is not full is left out.
+
+    Raises:
+        DataError: All are.
+    """
     n = ranks.world_size()
+    if n == 1:
+        yield from batches
+        return
+    largest = 0
     for batch in batches:
-        if n == 1:
-            yield batch
-        elif len(batch) == batch_size:
+        largest = max(largest, len(batch))
+        if len(batch) == batch_size:
             yield from (batch[start : start + batch_size // n] for start in range(0, batch_size, batch_size // n))
+    if largest < batch_size:
+        raise DataError(
+            f"cannot train: batch_size is {batch_size} but at most {largest} rows found whose passages can be in one "
+            f"batch, and {n} processes share full batches only; give a smaller batch_size, or use one process"
+        )
 
 
 def apart(
@@ -240,21 +253,25 @@ def _shuffled_apart(examples: Examples, dataset: Any, batch_size: int, drop_last
     """The batches of GenQ's rows, see `apart`, from rows that are shuffled anew in each epoch.
 
     As many as full batches would be, so that the trainer knows how many steps an epoch has; those that are left over
-    come from the rows that fit nowhere, and are left out as the last incomplete batch is.
+    come from the rows that fit nowhere, and are left out as the last incomplete batch is. Several processes leave out
+    every batch that is not full; for those that are missing then rows are shuffled once more.
     """
     from sentence_transformers.base.sampler import DefaultBatchSampler
 
     (queries, positives), sources = _groups(examples), _sources(examples)
     none = np.empty((len(queries), 0), np.int64)
 
+    def shuffled(seed: int, epoch: int, size: int) -> Iterator[list[int]]:
+        order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(len(queries))
+        given = None if sources is None else sources[order]
+        for batch in _shares(apart(queries[order], positives[order], none, size, given), size):
+            yield order[batch].tolist()
+
     class ShuffledApart(DefaultBatchSampler):  # type: ignore[misc, unused-ignore]
         def __iter__(self) -> Iterator[list[int]]:
-            order = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch])).permutation(len(queries))
-            given = None if sources is None else sources[order]
             size = self.batch_size * ranks.world_size()
-            found = apart(queries[order], positives[order], none, size, given)
-            for batch in itertools.islice(_shares(found, size), len(self)):
-                yield order[batch].tolist()
+            turns = (shuffled(self.seed, self.epoch + (turn << 32), size) for turn in itertools.count())
+            yield from itertools.islice(itertools.chain.from_iterable(turns), len(self))
 
     return ShuffledApart(dataset, batch_size=batch_size, drop_last=drop_last, **options)
 

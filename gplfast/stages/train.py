@@ -219,6 +219,11 @@ def train(
     rows = meeting.in_turn(examples)
     if not len(rows.queries):
         raise DataError("cannot train: there are 0 training rows; look at the counts of generate, mine and label")
+    if remining is None and ranks.world_size() > 1 and len(rows.queries) < config.batch_size:
+        raise DataError(
+            f"cannot train: batch_size is {config.batch_size} but there are {len(rows.queries)} training rows, and "
+            f"{ranks.world_size()} processes share full batches only; give a smaller batch_size, or use one process"
+        )
     students.prepare(seed, threads)
     student = students.open_student(base, config)
     frozen = directory / DOCUMENTS if config.loss == ADORE and documents is not None else None

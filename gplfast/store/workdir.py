@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from pathlib import Path
@@ -12,6 +13,7 @@ from gplfast.errors import ArtifactError, LockedError
 from gplfast.store.atomic import read_json, remove_leftovers, write_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from filelock import BaseFileLock
@@ -54,14 +56,10 @@ class WorkDir:
     def __enter__(self) -> Self:
         """Take the exclusive lock and clear what killed writers left.
 
-        Of several processes that train together the first one takes it, for all; the others write nothing.
-
         Raises:
             LockedError: at once, when another process (or another object of this one) holds it.
             ArtifactError: when the path is a file.
         """
-        if not ranks.first():
-            return self
         from filelock import FileLock, Timeout
 
         if self.root.exists() and not self.root.is_dir():
@@ -87,6 +85,15 @@ class WorkDir:
             (self.root / _OWNER).unlink(missing_ok=True)
             self._lock.release()
             self._lock = None
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[Self]:
+        """The lock for processes that train together: the first one takes it, the others write nothing.
+
+        Alone `with` this object is for every other work, which two of them must not do at once.
+        """
+        with self if ranks.first() else contextlib.nullcontext():
+            yield self
 
     def path(self, name: str) -> Path:
         """Where the artifact `name` is or will be; nothing is created.

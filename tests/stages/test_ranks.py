@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,8 +17,9 @@ import tiny
 from stages import trainings
 
 from gplfast import cli, ranks
-from gplfast.errors import ConfigError
-from gplfast.models import meeting
+from gplfast.errors import ConfigError, DataError, LockedError
+from gplfast.models import meeting, training_rows
+from gplfast.store.workdir import WorkDir
 
 pytest.importorskip("sentence_transformers", reason="the train extra is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -49,6 +52,13 @@ def together(tmp_path_factory, student):
     return folder
 
 
+@pytest.fixture
+def two_processes(monkeypatch):
+    """The environment of the first of them."""
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
+
+
 def embedded(model):
     from sentence_transformers import SentenceTransformer
 
@@ -66,7 +76,11 @@ def assert_same(one, two, before):
     assert np.abs(one - two).max() < 0.01 * np.abs(one - before).max()
 
 
-@pytest.mark.parametrize("case", [name for name in trainings.CASES if "gist" not in name and name != "adore"])
+# Those in which two processes do what one does.
+SAME = [name for name in trainings.CASES if "gist" not in name and name not in {"adore", "mnrl, some epochs"}]
+
+
+@pytest.mark.parametrize("case", SAME)
 def test_two_processes_train_what_one_does(tmp_path, student, together, case):
     model = trainings.run(case, student, tmp_path)
     assert_same(model, together / case / "model", student)
@@ -95,10 +109,79 @@ def test_a_training_of_two_that_died_is_ended_by_one(tmp_path, student):
     assert_same(model, whole, student)
 
 
+def losses(folder):
+    return [(row["step"], row["loss"]) for row in json.loads((folder / "training.json").read_text())["losses"]]
+
+
+def test_batches_that_are_left_out_cost_no_steps(together):
+    assert [step for step, _ in losses(together / "mnrl, some epochs")] == list(range(1, 9))
+
+
+def test_two_processes_go_on_within_a_later_epoch_as_if_they_had_not_stopped(tmp_path, student, together):
+    case = "mnrl, some epochs"
+    assert torchrun(2, Path(trainings.__file__), student, tmp_path, case, 5).returncode != 0
+    assert [path.name for path in (tmp_path / case / "checkpoints").glob("checkpoint-*")] == ["checkpoint-4"]
+    done = torchrun(2, Path(trainings.__file__), student, tmp_path, case, 0)
+    assert done.returncode == 0, done.stderr[-4000:]
+    np.testing.assert_allclose(losses(tmp_path / case), losses(together / case), rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["mnrl", "mnrl, without negatives"])
+def test_no_batch_that_two_processes_can_share_is_an_error(two_processes, student, case):
+    found = trainings.rows(case, student)
+    few = np.arange(40) % 6  # different ones, fewer than a batch
+    found = dataclasses.replace(found, queries=few, positives=few)
+    if found.negatives is not None:
+        found = dataclasses.replace(found, negatives=few + 10, margins=np.ones(40, np.float32))
+    config = dataclasses.replace(trainings.CONFIG, loss="mnrl")
+    with pytest.raises(DataError, match="batch_size is 8 but at most 6 rows found"):
+        list(training_rows.batch_sampler(found, config)(range(40), 4, drop_last=True))
+
+
+@pytest.mark.parametrize("case", ["margin-mse", "mnrl, without negatives"])
+def test_fewer_rows_than_two_processes_can_share_are_an_error(two_processes, tmp_path, monkeypatch, student, case):
+    found = trainings.rows(case, student)
+    names = [name for name in ("queries", "positives", "negatives", "margins") if getattr(found, name) is not None]
+    found = dataclasses.replace(found, **{name: getattr(found, name)[:6] for name in names})
+    monkeypatch.setattr(trainings, "rows", lambda *_: found)
+    monkeypatch.setattr(meeting, "meet", lambda: None)
+    with pytest.raises(DataError, match="batch_size is 8 but there are 6 training rows, and 2 processes"):
+        trainings.run(case, student, tmp_path)
+
+
 def test_adore_of_two_processes_keeps_the_encoder_of_the_documents(student, together):
     model = together / "adore" / "model"
     assert np.abs(embedded(model) - embedded(student)).max() > 1e-2
     assert np.allclose(embedded(model / "documents"), embedded(student), atol=1e-6)
+
+
+def test_the_steps_of_a_script_under_torchrun(tmp_path, world, student):
+    """The others wait for what the first process makes before they look for it."""
+    settings = world.settings(train={"base": str(student)})
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import json, sys\nimport gplfast\n"
+        f"here = {{'work': sys.argv[1], 'config': json.loads(sys.argv[2])}}\ncorpus = {str(world.corpus)!r}\n"
+        "made = [step(corpus, **here) for step in (gplfast.generate, gplfast.mine, gplfast.label)]\n"
+        "model = gplfast.train(corpus, **here)\n"
+        "table = gplfast.evaluate(corpus, **here)\n"
+        "print('made', sum(item is not None for item in made), model.name, len(table) > 0, flush=True)\n"
+    )
+    done = torchrun(2, script, tmp_path / "work", json.dumps(settings), GPLFAST_CACHE=str(world.cache))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert sorted(re.findall("made .*", done.stdout)) == ["made 0 model False", "made 3 model True"]
+    assert (tmp_path / "work" / "report.json").is_file()
+
+
+def test_only_training_leaves_the_lock_to_the_first_process(tmp_path, two_processes, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    work = WorkDir(tmp_path)
+    with work.together():
+        assert not work.locked
+    with work:
+        assert work.locked
+        with pytest.raises(LockedError), WorkDir(tmp_path):
+            pass
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
@@ -130,8 +213,8 @@ def test_the_whole_pipeline_under_torchrun(tmp_path, world, student, mode):
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path, world, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=r"\[train\] batch_size is 32 but 3 processes share it"):
         ranks.share(32, "[train]")
     status = cli.main(["run", "--corpus", str(world.corpus), "--work", str(tmp_path / "work"), *world.flags()])
@@ -140,16 +223,15 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path, world, mon
     assert not (tmp_path / "work").exists()
 
 
-def test_other_processes_do_nothing_in_commands_without_training(tmp_path, world, monkeypatch, capsys):
-    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("MASTER_ADDR", "localhost")):
-        monkeypatch.setenv(name, value)
+def test_other_processes_do_nothing_in_commands_without_training(tmp_path, world, two_processes, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
     assert cli.main(["generate", "--corpus", str(world.corpus), "--work", str(tmp_path / "work")]) == 0
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "work").exists()
 
 
 def test_one_process_is_the_first_and_waits_for_nobody(monkeypatch):
-    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR"):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     assert (ranks.rank(), ranks.world_size(), ranks.first()) == (0, 1, True)
     meeting.meet()
@@ -157,6 +239,17 @@ def test_one_process_is_the_first_and_waits_for_nobody(monkeypatch):
     assert meeting.of_first(lambda: 4) == 4
     monkeypatch.setenv("RANK", "5")  # left over from something else: no size, no address
     assert (ranks.rank(), ranks.first()) == (0, True)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")  # as of a Kubernetes job: accelerate would not share its work
+    assert (ranks.rank(), ranks.world_size()) == (0, 1)
+
+
+def test_a_size_of_something_else_is_refused_before_training_waits_for_it(tmp_path, student, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 2 but LOCAL_RANK, MASTER_ADDR, RANK not set"):
+        trainings.run("margin-mse", student, tmp_path)
 
 
 def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path):
