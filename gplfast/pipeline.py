@@ -58,7 +58,7 @@ class Adapted:
     Attributes:
         model: The adapted retriever, a sentence-transformers directory: the first of `models`.
         models: "gpl", "rgpl", "genq" to their directories, those that were trained.
-        report: What report.json holds, or None when nothing was evaluated.
+        report: What report.json holds, or None when nothing was evaluated by this process.
         work: The work directory.
     """
 
