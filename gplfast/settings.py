@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import typing
 from typing import Any
 
 from gplfast.errors import ConfigError
+
+_TYPES: dict[type[Any], dict[str, Any]] = {}
 
 
 def setting(
@@ -60,10 +61,11 @@ def output_settings(section: Any) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-@functools.cache  # asked for each flag; resolving takes a millisecond
 def field_types(section: type[Any]) -> dict[str, Any]:
     """The resolved type of each setting of a dataclass of settings."""
-    return typing.get_type_hints(section)
+    if section not in _TYPES:  # for each flag; resolving takes a millisecond
+        _TYPES[section] = typing.get_type_hints(section)
+    return _TYPES[section]
 
 
 def value_type(kind: Any) -> Any:
