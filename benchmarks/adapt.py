@@ -46,6 +46,8 @@ def run(collection: Path, work: Path, config_file: Path | None, students: list[s
         report = pipeline.run(evaluate=True).report
     if report is None:
         raise RuntimeError("the pipeline gave no report")
+    if "rgpl" in students:
+        report["refreshes"] = pipeline.refreshes_log()
     sys.stdout.write(table(report) + "\n\n")
     return report
 

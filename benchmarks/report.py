@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from report_mining import menu, p_value, refresh, user_filter
+from report_mining import menu, p_value, refresh, refreshes, user_filter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -287,10 +287,13 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "nano": ("gplfast/presets/nano/README.md", nano),
     "menu": ("docs/menu.md", menu),
     "refresh": ("docs/rgpl.md", refresh),
+    "refreshes": ("docs/rgpl.md", refreshes),
     "user_filter": ("docs/filters.md", user_filter),
 }
 
 
+# Of a table that has no result of its own: whose it shows a part of.
+PART_OF = {"refreshes": "adapt"}
 UNMEASURED = "not measured yet"
 
 
@@ -298,7 +301,7 @@ def rendered(text: str, name: str) -> str:
     """The text with the table `name` replaced by what its result says now; without a result, by words that say so."""
     if len(re.findall(f"<!-- {name}:begin -->.*?<!-- {name}:end -->", text, flags=re.DOTALL)) != 1:
         raise SystemExit(f"the table {name} needs one pair of <!-- {name}:begin --> and <!-- {name}:end -->")
-    path = RESULTS / f"{name}.json"
+    path = RESULTS / f"{PART_OF.get(name, name)}.json"
     if not path.is_file():
         return _replaced(text, name, "" if name in OPTIONAL else UNMEASURED)
     body = TABLES[name][1](json.loads(path.read_text(encoding="utf-8")))

@@ -87,6 +87,29 @@ def refresh(result: dict[str, Any]) -> str:
     )
 
 
+def refreshes(result: dict[str, Any]) -> str:
+    """What the refreshes of R-GPL changed on each collection that was adapted to."""
+    lines = [
+        "| collection | step | overlap@50 | new documents | teacher score of the negatives before, after "
+        "| pairs scored, known |",
+        "|---|---|---|---|---|---|",
+    ]
+    for report in result["collections"]:
+        name = report["collection"]
+        for entry in report.get("refreshes", []):
+            cells = [
+                name,
+                entry["step"],
+                f"{entry['overlap@50']:.2f}",
+                f"{entry['new_documents']:.2f}",
+                f"{entry['teacher_score_before']:.2f}, {entry['teacher_score']:.2f}",
+                f"{entry['pairs_scored']}, {entry['pairs_saved']}",
+            ]
+            lines.append(f"| {' | '.join(map(str, cells))} |".replace("|  |", "| |"))
+            name = ""
+    return "\n".join(lines)
+
+
 def user_filter(result: dict[str, Any]) -> str:
     """One sentence: a function of the user's against the built-in limits."""
     made, n = result["systems"], result["shape"]["n_negatives"] / 1e6
