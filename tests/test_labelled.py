@@ -8,25 +8,18 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from tiny import run_cli
+from tiny import lines_of, run_cli
 
 import gplfast
-from gplfast.config import LabelConfig
-from gplfast.errors import ArtifactError, ConfigError, DataError
-from gplfast.interop import negminer, negminer_config
-from gplfast.labelled import Labelled, Sources
-from gplfast.labelled_settings import FORMATS, LabelledConfig
-from gplfast.mining.lists import Lists
+from gplfast.errors import ConfigError, DataError
+from gplfast.labelled_settings import FORMATS
 from gplfast.stages import candidates
-from gplfast.store.corpus import load_corpus
-from gplfast.store.generated import GeneratedQueries
 from gplfast.store.manifest import Manifest
-from gplfast.store.negatives import Negatives, RankedLists
-from gplfast.store.shards import ShardSet
 
 DEMO = Path(gplfast.__file__).parent / "presets" / "demo"
+
+
 WORDS = 25  # of each passage: the models are as slow as the texts are long
 
 
@@ -61,10 +54,6 @@ def mined(part, tmp_path_factory):
     status = gplfast.cli.main(["mine", *(str(argument) for argument in given[1:])])
     assert status == 0
     return folder
-
-
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_negminers_schema_on_real_output(part, mined):
@@ -277,38 +266,6 @@ def test_prompts_and_windows_change_the_vectors(mined):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("embedding: a\nce: b\n", "corpus, queries, qrels, out_dir missing"),
-        (
-            "embedding: a\nce: b\ncorpus: c\nqueries: q\nqrels: r\nout_dir: o\nkeep: 1\n",
-            "keep is not a setting of negminer; there is corpus, queries, ",
-        ),
-    ],
-)
-def test_bad_configurations_of_negminer(tmp_path, text, message):
-    (tmp_path / "n.yml").write_text(text)
-    assert negminer_config.is_negminer(tmp_path / "n.yml")
-    with pytest.raises(ConfigError, match=rf"n\.yml: {message}"):
-        negminer_config.read_config(tmp_path / "n.yml")
-
-
-def test_negminers_defaults(tmp_path):
-    text = "embedding: a\nce: b\ncorpus: c\nqueries: q\nqrels: r\nout_dir: o\n"
-    (tmp_path / "n.yml").write_text(text)
-    found = negminer_config.read_config(tmp_path / "n.yml")
-    assert found.labelled == {
-        "encoder_tokens": 512,
-        "teacher_tokens": 512,
-        "keep": 8,
-        "dup_threshold": 0.95,
-        "pos_neg_threshold": 0.05,
-    }
-    assert found.run == {"mine": {"retrievers": ["a"], "negatives_per_query": 16}, "label": {"model": "b"}}
-    assert negminer.Rule() == (0.95, 0.05, None, 8)
-
-
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--corpus", "c"], "mine needs --work; see gplfast mine --help"),
@@ -380,51 +337,6 @@ def test_nothing_relevant_is_an_error(part, tmp_path):
     assert not (tmp_path / "w").exists()
 
 
-def test_joining_by_hand():
-    """Judged ones in their order, then the first of each list, then the second of each; none twice."""
-    judged = candidates.Judged(Lists(np.array([0, 2, 2, 3]), np.array([5, 1, 7])), np.array([1, 0, 2]))
-    lists = {
-        "a": RankedLists(np.array([0, 3, 3]), np.array([2, 1, 3])),
-        "b": RankedLists(np.array([0, 3, 4]), np.array([4, 3, 2, 9])),
-    }
-    found = candidates.join(judged, Negatives(np.array([0, 2]), lists), 10)
-    assert found.lists.indptr.tolist() == [0, 5, 5, 7]
-    assert found.lists.rows.tolist() == [5, 1, 2, 4, 3, 7, 9]
-    assert found.grades.tolist() == [1, 0, 0, 0, 0, 2, 0]
-
-
-def test_joining_hard_and_promoted_positives_by_hand():
-    """Other positives than the hard one go; the promoted follow it, before what is judged no positive."""
-    judged = candidates.Judged(Lists(np.array([0, 3, 4, 5]), np.array([5, 6, 1, 7, 8])), np.array([1, 2, 0, 1, 3]))
-    negatives = Negatives(
-        np.array([0, 2]),
-        {"a": RankedLists(np.array([0, 2, 3]), np.array([2, 4, 9]))},
-        positives=np.array([6, -1]),
-        promoted=RankedLists(np.array([0, 3, 4]), np.array([1, 3, 6, 0])),
-    )
-    found = candidates.join(judged, negatives, 10)
-    assert found.lists.indptr.tolist() == [0, 5, 6, 8]
-    assert found.lists.rows.tolist() == [6, 3, 1, 2, 4, 7, 0, 9]
-    assert found.grades.tolist() == [2, 1, 0, 0, 0, 1, 1, 0]
-
-
-def test_pieces_of_a_positive_are_positives(tmp_path):
-    """Judgements name passages of the source; when these are split, all pieces are left out of the search."""
-    long = " ".join(f"Sentence number {i} is here." for i in range(12))
-    rows = [{"_id": "long", "text": long}, {"_id": "short", "text": "other words"}, {"_id": "empty", "text": ""}]
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "sentence"}\n{"_id": "r", "text": "none"}\n')
-    (tmp_path / "qrels").mkdir()
-    text = "query-id\tcorpus-id\tscore\nq\tlong\t1\nq\tempty\t1\nr\tempty\t1\n"
-    (tmp_path / "qrels" / "train.tsv").write_text(text)
-    config = gplfast.pipeline.load_config(overrides={"input": {"split_words": 20}, "mine": {"retrievers": ["bm25"]}})
-    pipeline = Labelled(Sources(tmp_path), tmp_path / "w", config, LabelledConfig())
-    queries = pipeline.queries()
-    n_pieces = len(load_corpus(tmp_path, split_words=20)) - 1
-    assert (queries.ids, queries.positives[1].tolist()) == (["q"], list(range(n_pieces)))
-    assert n_pieces > 1
-
-
 def test_bm25_alone_has_no_cosines(part, tmp_path):
     found = gplfast.mine_labelled(
         part, part, encoder="bm25", output=tmp_path, formats=["tevatron", "flag-embedding"], work=tmp_path / "w"
@@ -445,110 +357,3 @@ def test_what_formats_need_is_said_before_any_work(part, tmp_path):
     with pytest.raises(ConfigError, match="duplicates by cosine need an encoder"):
         gplfast.mine_labelled(part, part, **given, formats=["tevatron"], labelled={"dup_threshold": 0.9})
     assert os.listdir(tmp_path) == []  # noqa: PTH208
-
-
-@pytest.fixture(scope="module")
-def run(world, tmp_path_factory):
-    """A work directory of the pipeline with tiny models."""
-    os.environ["GPLFAST_CACHE"] = str(world.cache)
-    folder = tmp_path_factory.mktemp("run")
-    gplfast.adapt(world.corpus, work=folder, config=world.settings())
-    return folder
-
-
-def test_generated_queries_in_every_format(world, run, tmp_path, capsys):
-    names = [name for name in FORMATS if name not in ("negminer", "gpl")]
-    flags = ["--teacher", world.teacher, "--threads", 1, "--quiet"]
-    given = ["--corpus", world.corpus, "--work", run, "--output", tmp_path / "a", "--format", *names]
-    status, out, err = run_cli(capsys, "export", *given, *flags)
-    assert status == 0, err
-    pipeline = gplfast.pipeline.Pipeline(world.corpus, run, gplfast.pipeline.as_config(world.settings()), alone=True)
-    queries, negatives, margins = pipeline.queries(), pipeline.negatives(), pipeline.margins()
-    lines = {line["query_id"]: line for line in lines_of(tmp_path / "a" / "tevatron" / "train.jsonl")}
-    ids = pipeline.corpus.ids
-    for query, name in enumerate(queries.ids):
-        assert lines[name]["positive_document_ids"] == [ids[queries.passages[query]]]
-        union = {ids[row] for ranked in negatives.lists.values() for row in ranked[query]}
-        assert set(lines[name]["negative_document_ids"]) == union
-        assert len(lines[name]["negative_document_ids"]) == len(union)
-    n_compared = 0
-    scored = {line["query"]: line for line in lines_of(tmp_path / "a" / "flag-embedding.jsonl")}
-    for query, positive, negative, margin in zip(
-        margins.queries, margins.positives, margins.negatives, margins.margins, strict=True
-    ):
-        line = scored[queries.texts[query]]
-        if line["pos"] == [pipeline.corpus.text(positive)]:  # of queries with the same text the last one is there
-            at = line["neg"].index(pipeline.corpus.text(negative))
-            assert line["pos_scores"][0] - line["neg_scores"][at] == pytest.approx(margin, abs=1e-5)
-            n_compared += 1
-    assert n_compared > 0
-    assert len(out.split()) == len(names) + 2
-
-
-@pytest.mark.parametrize(
-    "case",
-    [("trec", "a TREC run needs scores"), ("negminer", "negminer's lines need cosines")],
-    ids=lambda case: case[0],
-)
-def test_an_export_that_cannot_be_writes_nothing(world, run, tmp_path, capsys, case):
-    name, message = case
-    given = ["--corpus", world.corpus, "--work", run, "--output", tmp_path / "a", "--format", "gpl", "tevatron", name]
-    status, out, err = run_cli(capsys, "export", *given)
-    assert (status, out) == (2, "")
-    assert message in err
-    assert not (tmp_path / "a").exists()
-
-
-def test_exported_scores_are_asked_as_label_asked(world, run, tmp_path, monkeypatch, capsys):
-    made = tmp_path / "work" / "label"
-    found = Manifest.read(run / "label")
-    Manifest(found.artifact, config={**found.config, "nan": "drop", "activation": "sigmoid"}).write(made)
-    seen = []
-    monkeypatch.setattr("gplfast.exports.export", lambda pipeline, *_, **__: seen.append(pipeline.config.label) or [])
-    given = ["--corpus", world.corpus, "--output", tmp_path / "a", "--format", "dpr", "--teacher", world.teacher]
-    for more in (["--label-activation", "identity"], []):
-        assert run_cli(capsys, "export", *given, "--work", tmp_path / "work", *more)[0] == 0
-    assert run_cli(capsys, "export", *given, "--work", tmp_path / "none")[0] == 0
-    asked = [(label.max_seq_length, label.activation, label.nan) for label in seen]
-    assert asked == [(32, "identity", "drop"), (32, "sigmoid", "drop"), (256, "identity", "error")]
-    assert {label.model for label in seen} == {str(world.teacher)}
-
-
-def test_an_export_of_several_teachers_is_refused(world, run, tmp_path, capsys):
-    (tmp_path / "c.toml").write_text('[label]\nmore_models = ["other"]\n')
-    given = ["--corpus", world.corpus, "--work", run, "--output", tmp_path / "a", "--format", "dpr", "gpl"]
-    options = ["--teacher", world.teacher, "--config", tmp_path / "c.toml"]
-    status, _, err = run_cli(capsys, "export", *given, *options)
-    assert status == 2
-    assert "[label] more_models has no effect on exported scores" in err
-    assert not (tmp_path / "a").exists()
-
-
-def test_exported_margins_are_those_of_the_training(world, run, tmp_path, capsys):
-    import pyarrow.parquet as pq
-
-    given = ["--corpus", world.corpus, "--work", run, "--output", tmp_path]
-    status, out, err = run_cli(capsys, "export", *given, "--format", "sentence-transformers-margins", "gpl", "--quiet")
-    assert status == 0, err
-    assert str(tmp_path / "hard-negatives.jsonl") in out
-    rows = pq.read_table(tmp_path / "sentence-transformers-margins.parquet").to_pylist()
-    pipeline = gplfast.pipeline.Pipeline(world.corpus, run, gplfast.pipeline.as_config(world.settings()), alone=True)
-    margins = pipeline.margins()
-    assert np.array([row["label"] for row in rows], np.float32).tobytes() == margins.margins.tobytes()
-    texts = pipeline.queries().texts
-    assert [row["anchor"] for row in rows] == [texts[query] for query in margins.queries]
-    assert [row["negative"] for row in rows] == pipeline.corpus.texts(margins.negatives)
-
-
-def test_candidates_without_a_column_say_which(tmp_path):
-    made = candidates.manifest({}, {}, LabelConfig())
-    corpus, queries = load_corpus(["a", "b"]), GeneratedQueries(["q"], np.zeros(1, np.int64))
-    for missing in ("lengths", "docs", "grades"):
-        columns = {"lengths": [1], "docs": [[0]], "grades": [[1]]}
-        del columns[missing]
-        shards = ShardSet(tmp_path / missing, made)
-        assert shards.missing(1) == [0]
-        shards.write(0, pa.table(columns))
-        shards.finish({})
-        with pytest.raises(ArtifactError, match=rf"{missing} does not hold candidates \(.*{missing}.*; delete it"):
-            candidates.load(corpus, queries, tmp_path / missing, made, None)

@@ -138,3 +138,8 @@ def run_cli(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[obj
         status = stop.code
     printed = capsys.readouterr()
     return status, printed.out, printed.err
+
+
+def lines_of(path: Path) -> list[dict]:
+    """The objects of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
