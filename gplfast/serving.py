@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from gplfast.config import RunConfig
     from gplfast.models import BiEncoder, CrossEncoder, QueryGenerator
+    from gplfast.models.calibration import Choice
 
 
 class Serving:
@@ -28,6 +29,7 @@ class Serving:
             "precision": config.precision,
         }
         self.choices: dict[str, dict[str, Any]] = {}
+        self._bases: dict[Path, Choice] = {}
 
     def generator(self, path: Path) -> QueryGenerator:
         """The query generator of a checkpoint."""
@@ -65,7 +67,10 @@ class Serving:
         """
         from gplfast.models import BiEncoder
 
-        provider, _, precision = self.encoder(base, "student", pooling=pooling).choice.runtime.partition("-")
+        if base not in self._bases:  # to open it takes as long as the trained one, at every refresh
+            self._bases[base] = self.encoder(base, "student", pooling=pooling).choice
+        self.choices["student"] = self._bases[base].as_json()
+        provider, _, precision = self._bases[base].runtime.partition("-")
         options = {**self._options, "provider": provider, "precision": precision}
         return BiEncoder.open(path, cache_dir=graphs, **options)
 

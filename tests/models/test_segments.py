@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 
-from gplfast.config import TrainConfig
+from gplfast.config import TrainConfig, load_config
 from gplfast.models import training
 from gplfast.models.segments import SegmentRows, Segments
 from gplfast.models.training_rows import Examples
@@ -20,6 +21,7 @@ from gplfast.models import BiEncoder  # noqa: E402
 from gplfast.models import student as students  # noqa: E402
 from gplfast.models.served_student import ServedStudent  # noqa: E402
 from gplfast.models.student_encoder import StudentEncoder  # noqa: E402
+from gplfast.serving import Serving  # noqa: E402
 
 CONFIG = TrainConfig(
     similarity="cosine", steps=8, batch_size=4, checkpoint_steps=100, warmup_steps=2, max_seq_length=16,
@@ -228,3 +230,19 @@ def test_a_served_student_gives_the_students_embeddings_and_leaves_it_as_it_is(t
     again = ServedStudent(encoder, tmp_path / "again", open_encoder)
     assert again.fingerprint == served.fingerprint
     np.testing.assert_array_equal(again.encode(texts), found)
+
+
+def test_what_a_student_was_trained_from_is_opened_for_the_first_refresh_only(tmp_path, student, world, monkeypatch):
+    pytest.importorskip("onnxruntime", reason="the extra [cpu] is not installed")
+    monkeypatch.setenv("GPLFAST_CACHE", str(world.cache))
+    opened, real = [], BiEncoder.open
+    monkeypatch.setattr(BiEncoder, "open", lambda path, **options: opened.append(Path(path)) or real(path, **options))
+    serving = Serving(load_config(overrides={"threads": 1}))
+    encoder = StudentEncoder(student, CONFIG, "fp32")
+    for place in ("one", "two"):
+        serving.choices.clear()
+        ServedStudent(
+            encoder, tmp_path / place, lambda path, graphs: serving.trained(path, graphs, world.student)
+        ).encode(tiny.texts(2))
+        assert serving.choices["student"]["runtime"] == "cpu-fp32"
+    assert opened == [world.student, tmp_path / "one" / "model", tmp_path / "two" / "model"]
