@@ -43,14 +43,9 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = parser().parse_args(argv)
-    if not ranks.first():  # of the processes that torchrun started
-        if arguments.name not in _TRAINING:
-            return 0
-        arguments.quiet = True
     _logging(arguments)
     try:
-        with contextlib.nullcontext() if ranks.first() else contextlib.redirect_stdout(io.StringIO()):
-            return int(arguments.command(arguments) or 0)
+        return _one_of_several(arguments) if ranks.world_size() > 1 else int(arguments.command(arguments) or 0)
     except GplfastError as error:
         sys.stderr.write(f"gplfast: error: {' '.join(str(error).split())}\n")
         return 2
@@ -65,6 +60,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("gplfast: interrupted; start it again to go on\n")
         return 130
+
+
+def _one_of_several(arguments: argparse.Namespace) -> int:
+    """A command in a process that torchrun started: the first one speaks, the others only train."""
+    from gplfast.models import meeting
+
+    if not ranks.first():
+        if arguments.name not in _TRAINING:
+            return 0
+        arguments.quiet = True
+    with contextlib.nullcontext() if ranks.first() else contextlib.redirect_stdout(io.StringIO()):
+        status = int(arguments.command(arguments) or 0)
+    meeting.leave()
+    return status
 
 
 def parser() -> argparse.ArgumentParser:
@@ -353,44 +362,11 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 
 def _info(_: argparse.Namespace) -> None:
-    from importlib import metadata
+    from gplfast import info
 
-    from gplfast import ops
-    from gplfast.models import runtime, session
-
-    print(f"gplfast: {metadata.version('gplfast')} (python {sys.version.split()[0]})")
-    libraries = (
-        "numpy",
-        "pyarrow",
-        "openvino",
-        "torch",
-        "transformers",
-        "sentence-transformers",
-        "bm25s",
-        "ir-measures",
-    )
-    for name in libraries:
-        try:
-            print(f"{name}: {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            print(f"{name}: not installed")
-    models = session.info()
-    if models["installed"]:
-        models["runtimes"] = runtime.available()
-    for part, found in (("extension", ops.info()), ("onnxruntime", models)):
-        for name, value in found.items():
-            if name != "conflict":
-                print(f"{part} {name}: {_words(value)}")
-            elif value:
-                sys.stderr.write(f"warning: {value}\n")
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_words(item)}" for name, item in value.items()) or "none"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(str(item) for item in value) or "none"
-    return str(value)
+    lines, warnings = info.found()
+    print("\n".join(lines))
+    sys.stderr.writelines(f"warning: {warning}\n" for warning in warnings)
 
 
 def _logging(arguments: argparse.Namespace) -> None:

@@ -35,7 +35,7 @@ ORDER = [
     ("steps",),
     ("labelled",),
     ("exports",),
-    ("flags", "progress", "epilogs"),  # [5]
+    ("flags", "info", "progress", "epilogs"),  # [5]
     ("cli",),
     ("__main__",),
 ]

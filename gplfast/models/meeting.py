@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime as dt
 import os
 from typing import TYPE_CHECKING, TypeVar
@@ -50,6 +51,19 @@ def of_first(work: Callable[[], Found]) -> Found:
     return found[0]  # type: ignore[return-value]
 
 
+def leave() -> None:
+    """End what `meet` opened: left to the end of the process, its threads abort it now and then.
+
+    Over NCCL the processes end it together, so not after an error in one of them.
+    """
+    if ranks.world_size() == 1:
+        return
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def _join() -> None:
     import torch
 
@@ -61,3 +75,4 @@ def _join() -> None:
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=_PATIENCE)
     else:
         torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
+        atexit.register(leave)  # gloo's is ended by each process alone
