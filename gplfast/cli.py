@@ -43,6 +43,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = parser().parse_args(argv)
+    if not ranks.first() and arguments.name not in _TRAINING:
+        return 0
     _logging(arguments)
     try:
         return _one_of_several(arguments) if ranks.world_size() > 1 else int(arguments.command(arguments) or 0)
@@ -66,12 +68,12 @@ def _one_of_several(arguments: argparse.Namespace) -> int:
     """A command in a process that torchrun started: the first one speaks, the others only train."""
     from gplfast.models import meeting
 
-    if not ranks.first():
-        if arguments.name not in _TRAINING:
-            return 0
-        arguments.quiet = True
-    with contextlib.nullcontext() if ranks.first() else contextlib.redirect_stdout(io.StringIO()):
+    if ranks.first():
         status = int(arguments.command(arguments) or 0)
+    else:
+        arguments.quiet = True
+        with contextlib.redirect_stdout(io.StringIO()):
+            status = int(arguments.command(arguments) or 0)
     meeting.leave()
     return status
 
