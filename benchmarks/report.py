@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from report_mining import menu, p_value, refresh, refreshes, user_filter
+from report_mining import menu, p_value, refresh, refreshes, row_of, user_filter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ def adapt(result: dict[str, Any]) -> str:
         "Recall@100",
         *(f"p against {SYSTEMS[name].strip('*')}" for name in against),
     ]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = [row_of(head), "|---" * len(head) + "|"]
     for report in result["collections"]:
         for system, label in SYSTEMS.items():
             if system not in report["systems"]:
@@ -52,7 +52,7 @@ def adapt(result: dict[str, Any]) -> str:
             shown = [_p_between(report, system, other) for other in against]
             name = report["collection"] if system == "bm25" else ""
             cells = [name, label, f"{means['nDCG@10']:.3f}", f"{means['Recall@100']:.3f}", *shown]
-            lines.append(f"| {' | '.join(cells)} |")
+            lines.append(row_of(cells))
     students = {"genq": "GenQ", "gpl": "GPL", "rgpl": "R-GPL"}
     means = ", ".join(f"{label} {total['mean'][name]:.3f}" for name, label in students.items() if name in total["mean"])
     gains = []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def menu(result: dict[str, Any]) -> str:
@@ -18,7 +21,7 @@ def menu(result: dict[str, Any]) -> str:
         "label s",
         "train s",
     )
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = [row_of(head), "|---" * len(head) + "|"]
     group = ""
     for row in result["rows"]:
         if row["group"] != group:
@@ -38,7 +41,7 @@ def menu(result: dict[str, Any]) -> str:
             "" if false is None else f"{100 * false:.0f} %",
             *("" if took is None else f"{took:.0f}" for took in seconds),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(row_of(cells))
     budget, commits = result["budget"], {row["commit"][:10] for row in result["rows"]}
     place = result["machine"]
     return "\n".join(
@@ -51,6 +54,11 @@ def menu(result: dict[str, Any]) -> str:
             f"{'commit' if len(commits) == 1 else 'commits'} {', '.join(sorted(commits))}.",
         ]
     )
+
+
+def row_of(cells: Iterable[Any]) -> str:
+    """A row of a table."""
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def p_value(p: float) -> str:
@@ -80,7 +88,7 @@ def refresh(result: dict[str, Any]) -> str:
             whole,
             *(f"{100 * s:.0f} %" for s in shares),
         ]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines.append(row_of(cells))
     place = f"{result['machine']['cores']} cores of {result['machine']['cpu']}"
     return "\n".join(
         [*lines, "", f"{result['collection']}, made on {place} at commit {result['machine']['commit'][:10]}."]
@@ -105,7 +113,7 @@ def refreshes(result: dict[str, Any]) -> str:
                 f"{entry['teacher_score_before']:.2f}, {entry['teacher_score']:.2f}",
                 f"{entry['pairs_scored']}, {entry['pairs_saved']}",
             ]
-            lines.append(f"| {' | '.join(map(str, cells))} |".replace("|  |", "| |"))
+            lines.append(row_of(cells))
             name = ""
     return "\n".join(lines)
 

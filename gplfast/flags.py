@@ -111,8 +111,9 @@ def add_settings(command: argparse.ArgumentParser, name: str) -> None:
 def add_labelled(command: argparse.ArgumentParser) -> None:
     """Add the flags of `LabelledConfig`."""
     group = command.add_argument_group("settings for labelled queries (--queries or --qrels)")
+    defaults = LabelledConfig()
     for item in dataclasses.fields(LabelledConfig):
-        flag, default = f"--{item.name.replace('_', '-')}", _default({"": getattr(LabelledConfig(), item.name)})
+        flag, default = f"--{item.name.replace('_', '-')}", _default({"": getattr(defaults, item.name)})
         _add_flag(group, [flag], f"labelled.{item.name}", item, LabelledConfig, default=default)
 
 

@@ -245,9 +245,11 @@ class Pipeline(Remining):
             from gplfast.models import meeting
 
             meeting.meet()  # what is trained on is made now
-        elif not ranks.first():
+            work: Callable[[], Any] = functools.partial(self.train, student)
+        elif ranks.first():
+            work = getattr(self, name)
+        else:
             return None
-        work = functools.partial(self.train, student) if name == "train" else getattr(self, name)
         return self.timed(step, work, fresh=freshness(self.directory(step), self.wanted(step)).fresh)
 
     def describe(self, step: str) -> str:

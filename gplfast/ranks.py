@@ -42,16 +42,15 @@ def first() -> bool:
     return rank() == 0
 
 
-def share(batch_size: int, where: str) -> int:
-    """The rows of a batch that each process computes.
+def share(batch_size: int, section: str = "") -> int:
+    """The rows of a batch that each process computes; `section` of the settings is for the message.
 
     Raises:
         ConfigError: The processes cannot share it equally.
     """
     if batch_size % world_size():
-        raise ConfigError(
-            f"{where} batch_size is {batch_size} but {world_size()} processes share it; give a multiple of that"
-        )
+        name = f"{section} batch_size".strip()
+        raise ConfigError(f"{name} is {batch_size} but {world_size()} processes share it; give a multiple of that")
     return batch_size // world_size()
 
 

@@ -78,8 +78,7 @@ class SegmentRows:
         first = self._first_step * self._config.batch_size
         taken = [(row - first) % len(self._data) for row in rows]
         if self._batches:
-            share = self._config.batch_size // ranks.world_size()
-            taken = self._batches[(rows[0] - first) // share % len(self._batches)]
+            taken = self._batches[(rows[0] - first) // ranks.share(self._config.batch_size) % len(self._batches)]
         made: dict[str, Any] = self._collator([self._data[row] for row in taken])
         return made
 

@@ -136,7 +136,7 @@ def _arguments(
     return Arguments(
         output_dir=str(directory),
         max_steps=n_steps,
-        per_device_train_batch_size=config.batch_size // ranks.world_size(),
+        per_device_train_batch_size=ranks.share(config.batch_size),
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         warmup_steps=config.n_warmup(n_steps),

@@ -165,19 +165,19 @@ def _shares(batches: Iterator[list[int]], batch_size: int) -> Iterator[list[int]
     Raises:
         DataError: All are.
     """
-    n = ranks.world_size()
-    if n == 1:
+    if ranks.world_size() == 1:
         yield from batches
         return
-    largest = 0
+    share, largest = ranks.share(batch_size), 0
     for batch in batches:
         largest = max(largest, len(batch))
         if len(batch) == batch_size:
-            yield from (batch[start : start + batch_size // n] for start in range(0, batch_size, batch_size // n))
+            yield from (batch[start : start + share] for start in range(0, batch_size, share))
     if largest < batch_size:
         raise DataError(
             f"cannot train: batch_size is {batch_size} but at most {largest} rows found whose passages can be in one "
-            f"batch, and {n} processes share full batches only; give a smaller batch_size, or use one process"
+            f"batch, and {ranks.world_size()} processes share full batches only; give a smaller batch_size, or use one "
+            "process"
         )
 
 

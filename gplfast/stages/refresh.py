@@ -182,18 +182,15 @@ class Refreshes:
         Args:
             step: Its first step.
             student: The student in training.
-            now: Whether training stands at that step; otherwise the rows were made before, as they always are for
-                every process but the first one.
+            now: Whether training stands at that step; otherwise, and for all processes but the first, rows are there.
 
         Raises:
             ArtifactError: They should be there and are not.
         """
         number = step // self.every
-        if not ranks.first():
-            record = self._folders.finished(number)
-        elif self._config.mode == "async":
+        if ranks.first() and self._config.mode == "async":
             record = self._asynchronous(number, student, now=now)
-        elif now:
+        elif ranks.first() and now:
             record = self._make(number, number, student, self._report)
         else:
             record = self._folders.finished(number)
